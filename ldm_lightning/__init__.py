@@ -1,0 +1,3 @@
+"""ldm_lightning: an experiment framework for latent diffusion."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,27 @@
+"""The one exception for mistakes a user can mend.
+
+Every room may raise it. The command line prints its message as one line, without a traceback, and exits with
+code 2; anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["UserError", "nearest", "needs_extra"]
+
+
+class UserError(ValueError):
+    """A mistake in data, configuration or environment: the message names the cause and the mend."""
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the candidate closest to ``word``, or ``""`` when none is close."""
+    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def needs_extra(package: str, extra: str) -> UserError:
+    """Return the error for a missing optional ``package``, naming the ``extra`` that brings it."""
+    return UserError(f"{package} is not installed; install it with: pip install 'ldm_lightning[{extra}]'")

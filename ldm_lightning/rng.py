@@ -1,0 +1,100 @@
+r"""Stateless random numbers: the same sample gets the same noise whatever batch, rank or worker it lands in.
+
+A draw is a pure function of (seed, purpose, epoch or step, global sample index). No generator is carried along, so
+nothing has to be saved to resume, and splitting a batch differently changes no number. The function is Philox4x32-10
+(Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a bijection of a 128-bit counter under a 64-bit
+key: ten rounds of
+
+.. math:: (L, R) \mapsto (\mathrm{hi}(M L) \oplus k \oplus R, \mathrm{lo}(M L))
+
+here evaluated for a whole batch by integer tensor operations, on whatever device the sample indices live on.
+Integers agree bit for bit across devices; normals agree up to the rounding of that device's ``log`` and ``cos``.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Streams", "philox"]
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1: the key schedule
+_ROUNDS = 10
+
+
+def _multiply(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of ``word * factor``; both fit 32 bits, the product would overflow a signed 64."""
+    low = (word & 0xFFFF) * factor
+    high = (word >> 16) * factor + (low >> 16)
+    return high >> 16, ((high << 16) | (low & 0xFFFF)) & _MASK
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10.
+
+    Args:
+        counter: four broadcastable int64 tensors holding 32-bit words.
+        key: two 32-bit words.
+
+    Returns:
+        Four int64 tensors of independent uniform 32-bit words, of the broadcast shape.
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True)
+class Streams:
+    """One independent stream of random numbers for every sample of a batch.
+
+    Attributes:
+        seed: the experiment's seed.
+        index: (B,) int64, global sample numbers; its device is where the numbers are made.
+        step: training epoch, or 0 where every pass must see the same numbers (validation, sampling).
+
+    Every draw names its ``purpose`` ("noise", "time", ...): different purposes are independent, the same purpose
+    twice gives the same numbers twice.
+    """
+
+    seed: int
+    index: Tensor
+    step: int = 0
+
+    def _words(self, purpose: str, count: int) -> Tensor:
+        """(B, count) int64 tensor of uniform 32-bit words."""
+        block = torch.arange((count + 3) // 4, dtype=torch.int64, device=self.index.device)
+        index = self.index.to(torch.int64)[:, None]
+        counter = (block[None], index & _MASK, (index >> 32) & _MASK, torch.full_like(index, self.step & _MASK))
+        key = (self.seed & _MASK, (zlib.crc32(purpose.encode()) ^ ((self.seed >> 32) & _MASK)) & _MASK)
+        return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :count]
+
+    def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+        """(B, *shape) float32 in [0, 1)."""
+        count = math.prod(shape)
+        # 24 bits fill a float32 mantissa exactly, so 1.0 is never returned.
+        words = self._words(purpose, count) >> 8
+        return (words.to(torch.float32) * 2.0**-24).view(-1, *shape)
+
+    def normal(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+        """(B, *shape) float32 standard normals by the Box-Muller transform of pairs of words."""
+        count = math.prod(shape)
+        words = self._words(purpose, 2 * ((count + 1) // 2))
+        # Half a step away from 0 keeps the logarithm finite; the largest |normal| is 6.7.
+        uniform = ((words.to(torch.float64) + 0.5) * 2.0**-32).to(torch.float32)
+        first, second = uniform.chunk(2, dim=1)
+        radius, angle = (-2 * first.log()).sqrt(), 2 * math.pi * second
+        normals = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+        return normals.view(-1, *shape)
