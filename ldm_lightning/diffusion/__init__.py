@@ -1,0 +1,1 @@
+"""Diffusion: schedule, path, prediction, denoiser, objective, guidance and samplers, independent of any network."""

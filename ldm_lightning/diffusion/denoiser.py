@@ -1,0 +1,60 @@
+"""The denoiser: one question, "what are the clean data, given z_t?", whatever the network was trained to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ldm_lightning.diffusion.path import GaussianPath
+from ldm_lightning.diffusion.prediction import Epsilon, Prediction
+from ldm_lightning.errors import UserError
+
+__all__ = ["Denoiser"]
+
+
+class Denoiser(nn.Module):
+    """A network, the path it undoes, and the prediction it makes.
+
+    Args:
+        network: called as ``network(z, t, condition, drop)``; answers in the shape of ``z``.
+        path: the corruption.
+        prediction: what the network predicts.
+
+    Raises:
+        UserError: noise prediction on a schedule that ends in pure noise, where it does not determine the data.
+    """
+
+    def __init__(self, network: nn.Module, path: GaussianPath, prediction: Prediction) -> None:
+        super().__init__()
+        if isinstance(prediction, Epsilon) and path.schedule.alpha_sigma(torch.ones(1))[0].item() < 1e-6:
+            raise UserError(
+                "prediction=epsilon cannot start from a schedule whose last step holds no signal (alpha(1) = 0): "
+                "use prediction=velocity, prediction=flow or prediction=clean"
+            )
+        self.network = network
+        self.path = path
+        self.prediction = prediction
+
+    def forward(self, z: Tensor, t: Tensor, condition: Mapping[str, Tensor], drop: Tensor | None = None) -> Tensor:
+        """The network's own output, the space in which the loss is taken.
+
+        Args:
+            z: (B, C, *space) corrupted latents.
+            t: (B,) times in [0, 1].
+            condition: tensors by name, first dimension B.
+            drop: (B,) bool, True where the condition is replaced by the learned null condition.
+        """
+        output: Tensor = self.network(z, t, condition, drop)
+        return output.to(z.dtype)  # conversions are made in full precision also under autocast
+
+    def target(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What :meth:`forward` should answer."""
+        return self.prediction.target(z0, noise, *self.path.coefficients(t, z0))
+
+    def clean(self, z: Tensor, t: Tensor, condition: Mapping[str, Tensor], drop: Tensor | None = None) -> Tensor:
+        """The expected clean latents E[z_0 | z_t], shaped like ``z``."""
+        skip, out = self.prediction.coefficients(*self.path.coefficients(t, z))
+        output: Tensor = self(z, t, condition, drop)
+        return skip * z + out * output

@@ -1,0 +1,73 @@
+r"""Paths: how clean data becomes noise, and the loss that belongs to it.
+
+A path owns the corruption :math:`q(z_t | z_0)`, the distribution it ends in, the posterior of one backward step and
+the loss that matches its likelihood. Samplers and the training module talk to the path only, so another corruption
+(Bernoulli bits, say) is another path and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ldm_lightning.diffusion.schedule import Schedule
+from ldm_lightning.rng import Streams
+
+__all__ = ["GaussianPath", "expand"]
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """View (B,) as (B, 1, ..., 1) with as many dimensions as ``like``."""
+    return t.view(-1, *[1] * (like.ndim - 1))
+
+
+class GaussianPath(nn.Module):
+    r"""z_t = alpha(t) z_0 + sigma(t) noise, for any schedule.
+
+    Args:
+        schedule: the noise schedule.
+
+    Shapes: latents are (B, C, *space), times (B,) in [0, 1].
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha(t) and sigma(t), viewed so that they broadcast over ``like``."""
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        return expand(alpha, like), expand(sigma, like)
+
+    def noise(self, streams: Streams, shape: Sequence[int]) -> Tensor:
+        """(B, *shape) standard normals, every sample's from its own stream."""
+        return streams.normal("noise", shape)
+
+    def corrupt(self, z0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Draw z_t from q(z_t | z_0) with the given standard normal ``noise``."""
+        alpha, sigma = self.coefficients(t, z0)
+        return alpha * z0 + sigma * noise
+
+    def prior(self, noise: Tensor) -> Tensor:
+        """Draw z_1, where sampling starts: N(0, alpha(1)^2 + sigma(1)^2), the marginal of standardized latents."""
+        alpha, sigma = self.coefficients(noise.new_ones(1), noise)
+        return (alpha**2 + sigma**2).sqrt() * noise
+
+    def posterior(self, z_t: Tensor, z0: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z_s | z_t, z_0) for s < t (Kingma et al. 2021, appendix A).
+
+        Returns:
+            Mean, shaped like ``z_t``, and standard deviation, (B, 1, ..., 1); the latter is 0 for s = 0.
+        """
+        alpha_t, sigma_t = self.coefficients(t, z_t)
+        alpha_s, sigma_s = self.coefficients(s, z_t)
+        # 1 - SNR(t) / SNR(s), the share of the noise at t that was added since s, without cancellation.
+        added = expand(-torch.expm1(self.schedule.log_snr(t) - self.schedule.log_snr(s)), z_t)
+        mean = alpha_t / alpha_s * (sigma_s / sigma_t) ** 2 * z_t + alpha_s * added * z0
+        return mean, sigma_s * added.sqrt()
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """(B,) squared error of the network's output, averaged over a sample's dimensions."""
+        return (output - target).square().flatten(1).mean(1)

@@ -1,0 +1,49 @@
+"""DDIM (Song, Meng & Ermon 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.path import GaussianPath
+from ldm_lightning.diffusion.sampler.grid import Grid, time_pairs, uniform_grid
+from ldm_lightning.rng import Streams
+
+__all__ = ["DDIM"]
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """Re-noise the predicted clean data along the predicted noise (eq. 12), with variance ``eta`` of fresh noise.
+
+    Attributes:
+        steps: number of steps, equal to the number of network evaluations.
+        eta: 0 deterministic, first order; 1 as much fresh noise as ancestral sampling.
+        grid: times of the steps.
+    """
+
+    steps: int = 50
+    eta: float = 0.0
+    grid: Grid = uniform_grid
+
+    @property
+    def evaluations(self) -> int:
+        """Exact number of network evaluations."""
+        return self.steps
+
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
+        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
+        for step, (t, s) in enumerate(time_pairs(self.grid, self.steps, z)):
+            clean = denoise(z, t)
+            alpha_t, sigma_t = path.coefficients(t, z)
+            alpha_s, sigma_s = path.coefficients(s, z)
+            noise = (z - alpha_t * clean) / sigma_t
+            if self.eta == 0:
+                z = alpha_s * clean + sigma_s * noise
+            else:
+                fresh = self.eta * path.posterior(z, clean, s, t)[1]
+                z = alpha_s * clean + (sigma_s**2 - fresh**2).clamp(min=0).sqrt() * noise
+                z = z + fresh * streams.normal(f"sampler/{step}", z.shape[1:]).to(z.dtype)
+        return z

@@ -1,0 +1,51 @@
+"""Where on the time axis a sampler evaluates the network."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.path import GaussianPath
+from ldm_lightning.errors import UserError
+from ldm_lightning.rng import Streams
+
+__all__ = ["Grid", "Sampler", "time_pairs", "uniform_grid"]
+
+Grid = Callable[[int], Tensor]
+
+
+class Sampler(Protocol):
+    """A way from noise to clean latents."""
+
+    steps: int
+
+    @property
+    def evaluations(self) -> int:
+        """Exact number of network evaluations of one call."""
+        ...
+
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
+        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
+        ...
+
+
+def uniform_grid(steps: int) -> Tensor:
+    """(steps + 1,) float64 times from 1 down to 0, evenly spaced ("trailing": the first is pure noise)."""
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+
+def time_pairs(grid: Grid, steps: int, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (t, s), each (B,) on the device of ``z``, for every step from t down to s; the last s is 0.
+
+    Raises:
+        UserError: fewer than one step.
+    """
+    if steps < 1:
+        raise UserError(f"sampler.steps={steps}: at least one step is needed")
+    times = grid(steps).to(z.device, z.dtype)[:, None].expand(-1, z.shape[0])  # one transfer, before the loop
+    yield from itertools.pairwise(times)

@@ -1,0 +1,1 @@
+"""Latents: posterior, autoencoder, reconstruction losses, standardization and the frozen first stage."""

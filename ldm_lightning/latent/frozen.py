@@ -1,0 +1,62 @@
+"""The frozen holder: a trained first stage that no optimizer, EMA, DDP wrapper or checkpoint ever sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_lightning.latent.autoencoder import Autoencoder
+from ldm_lightning.latent.scale import LatentScale
+from ldm_lightning.rng import Streams
+
+__all__ = ["FrozenFirstStage"]
+
+
+class FrozenFirstStage:
+    """Pictures <-> standardized latents, by a first stage that is no longer trained.
+
+    A plain object on purpose: as an ``nn.Module`` child it would be copied by EMA, wrapped by DDP and written into
+    every checkpoint of the second stage.
+
+    Args:
+        autoencoder: trained weights inside; put into eval mode, its gradients switched off.
+        scale: statistics of its latents.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, scale: LatentScale) -> None:
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.scale = scale
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenFirstStage:
+        return self
+
+    def to(self, device: torch.device | str) -> FrozenFirstStage:
+        """Move the weights to ``device``; returns itself."""
+        self.autoencoder.to(device)
+        self.scale.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, streams: Streams | None = None) -> Tensor:
+        """Standardized latents (B, C, h, w) of pictures (B, C, H, W) in [-1, 1].
+
+        Args:
+            x: the pictures.
+            streams: noise of the posterior draw; without it the posterior's mode is taken.
+        """
+        posterior = self.autoencoder.encode(x)
+        return self.scale.standardize(posterior.mode() if streams is None else posterior.sample(streams))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Pictures (B, C, H, W), clamped to [-1, 1], of standardized latents."""
+        return self.autoencoder.decode(self.scale.unstandardize(z)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape (C, h, w) of the latent of one picture of ``shape`` (C, H, W)."""
+        device = self.scale.mean.device
+        return tuple(self.autoencoder.encode(torch.zeros(1, *shape, device=device)).mode().shape[1:])

@@ -1,0 +1,48 @@
+"""First-stage losses: every term has a name, a value and a weight, and the loss is their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ldm_lightning.latent.posterior import GaussianPosterior
+
+__all__ = ["ReconstructionLoss", "Term", "total"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a loss: a scalar and its weight in the sum."""
+
+    value: Tensor
+    weight: float
+
+
+def total(terms: dict[str, Term]) -> Tensor:
+    """Weighted sum of the terms, a scalar."""
+    return sum((term.weight * term.value for term in terms.values()), start=next(iter(terms.values())).value * 0)
+
+
+@dataclass(frozen=True)
+class ReconstructionLoss:
+    """Distance between picture and reconstruction plus the weighted KL of the posterior.
+
+    Both are means, over pixels and over latent elements, so that a weight keeps its meaning when the resolution or the
+    down-sampling factor changes (a KL summed over elements, as in Rombach et al. 2022, does not).
+
+    Attributes:
+        distance: (reconstruction, picture) -> scalar mean over pixels, such as ``torch.nn.L1Loss()``.
+        kl_weight: weight of the KL in nats per latent element.
+    """
+
+    distance: Callable[[Tensor, Tensor], Tensor]
+    kl_weight: float = 1e-4
+
+    def __call__(self, x: Tensor, reconstruction: Tensor, posterior: GaussianPosterior) -> dict[str, Term]:
+        """Terms "reconstruction" and "kl" for pictures and reconstructions (B, C, H, W)."""
+        return {
+            "reconstruction": Term(self.distance(reconstruction, x), 1.0),
+            "kl": Term(posterior.kl().mean(), self.kl_weight),
+        }

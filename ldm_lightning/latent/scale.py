@@ -1,0 +1,90 @@
+"""Standardized latents: zero mean and unit standard deviation per channel, from statistics of many pictures.
+
+The diffusion room assumes standardized latents; nobody multiplies by a scale factor by hand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from ldm_lightning.errors import UserError
+from ldm_lightning.latent.posterior import GaussianPosterior
+
+__all__ = ["LatentScale", "LatentStatistics"]
+
+
+class LatentScale(nn.Module):
+    """The affine map between raw and standardized latents.
+
+    Args:
+        mean: (C,) channel means of raw latents.
+        std: (C,) channel standard deviations, all above 0.
+
+    Raises:
+        UserError: a standard deviation is zero or not finite, i.e. a channel of the first stage has collapsed.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        broken = [channel for channel, value in enumerate(std.tolist()) if not 0 < value < float("inf")]
+        if broken:
+            raise UserError(
+                f"latent channels {broken} carry no information (standard deviation {std[broken[0]].item():g}): "
+                "train the first stage longer, or lower loss.kl_weight"
+            )
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.float())
+
+    def _view(self, statistics: Tensor, like: Tensor) -> Tensor:
+        return statistics.view(1, -1, *[1] * (like.ndim - 2))
+
+    def standardize(self, raw: Tensor) -> Tensor:
+        """Raw latents (B, C, *space) -> standardized latents."""
+        return (raw - self._view(self.mean, raw)) / self._view(self.std, raw)
+
+    def unstandardize(self, z: Tensor) -> Tensor:
+        """Standardized latents (B, C, *space) -> raw latents."""
+        return z * self._view(self.std, z) + self._view(self.mean, z)
+
+
+class LatentStatistics(Metric):
+    """Channel means and standard deviations of posterior draws, accumulated in float64 over batches and ranks.
+
+    Args:
+        channels: number of latent channels C.
+    """
+
+    full_state_update = False
+    count: Tensor
+    first: Tensor
+    second: Tensor
+    pictures: Tensor
+
+    def __init__(self, channels: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("pictures", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("first", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("second", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
+        self.set_dtype(torch.float64)
+
+    def update(self, posterior: GaussianPosterior) -> None:
+        """Add the posterior of a batch; the noise of a draw is accounted for exactly, not by drawing."""
+        first, second = (moment.double().transpose(0, 1).flatten(1) for moment in posterior.moments())
+        self.pictures += posterior.mean.shape[0]
+        self.count += first.shape[1]
+        self.first += first.sum(1)
+        self.second += second.sum(1)
+
+    def compute(self) -> dict[str, Any]:
+        """``mean`` and ``std``, lists of C floats, and ``n``, the number of pictures they were measured on."""
+        mean = self.first / self.count
+        std = (self.second / self.count - mean.square()).clamp(min=0).sqrt()
+        return {"mean": mean.tolist(), "std": std.tolist(), "n": int(self.pictures.item())}
