@@ -1,0 +1,1 @@
+"""Data: sources of pictures, one transform, one dataset, one order, one DataModule."""

@@ -1,0 +1,77 @@
+"""From a source to batches: a torch ``Dataset`` whose keys are (epoch, index), and its collation.
+
+The key names the epoch because augmentation is drawn from (seed, epoch, index) without any state: the same key gives
+the same tensor in every worker, on every rank and after every restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_lightning.data.batch import Batch
+from ldm_lightning.data.philox import generator
+from ldm_lightning.data.picture import ImageTransform
+from ldm_lightning.data.source import Source
+
+__all__ = ["PictureDataset", "Sample", "collate", "encode_caption"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: ``x`` (C, H, W), its global index, its conditions by name, and the epoch it was drawn for."""
+
+    x: Tensor
+    index: int
+    condition: dict[str, Tensor]
+    epoch: int
+
+
+def encode_caption(text: str, length: int) -> Tensor:
+    """Return the (length,) int64 UTF-8 bytes of ``text`` plus 1, padded with 0; a long text is cut between letters."""
+    tokens = [byte + 1 for byte in text.encode()[:length].decode(errors="ignore").encode()]
+    return torch.tensor(tokens + [0] * (length - len(tokens)), dtype=torch.int64)
+
+
+class PictureDataset(Dataset[Sample]):
+    """Transformed samples of a prepared source, fetched by (epoch, index).
+
+    Args:
+        source: the prepared source.
+        transform: picture -> tensor.
+        caption_length: length of the encoded captions in bytes.
+        augment_seed: what training augmentation is drawn from; None for the deterministic transform.
+    """
+
+    def __init__(
+        self, source: Source, transform: ImageTransform, caption_length: int = 64, augment_seed: int | None = None
+    ) -> None:
+        self.source, self.transform = source, transform
+        self.caption_length, self.augment_seed = caption_length, augment_seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        rng = None if self.augment_seed is None else generator(self.augment_seed, "augmentation", epoch, index)
+        condition = {}
+        if (label := self.source.label(index)) is not None:
+            condition["class"] = torch.tensor(label)
+        if (caption := self.source.caption(index)) is not None:
+            condition["caption"] = encode_caption(caption, self.caption_length)
+        return Sample(self.transform(self.source.picture(index), rng), index, condition, epoch)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one epoch into a batch: ``x`` (B, C, H, W), ``class`` (B,) and ``caption`` (B, L) int64."""
+    return Batch(
+        x=torch.stack([sample.x for sample in samples]),
+        index=torch.tensor([sample.index for sample in samples]),
+        condition={name: torch.stack([sample.condition[name] for sample in samples]) for name in samples[0].condition},
+        epoch=samples[0].epoch,
+    )

@@ -1,0 +1,130 @@
+"""Your own pictures: a folder, however deep, of picture files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL.Image import Image
+
+from ldm_lightning.data.captions import read_captions
+from ldm_lightning.data.picture import open_picture
+from ldm_lightning.data.scan import scan, select
+from ldm_lightning.errors import UserError
+
+__all__ = ["ImageFolder"]
+
+_EXTENSIONS = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+    *(".tga", ".tif", ".tiff", ".webp"),
+)
+
+
+def _find(root: Path) -> list[str]:
+    """Posix paths of all picture files below ``root``, sorted; hidden names are ignored, links are followed once."""
+    found, seen = [], set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if (place := here.resolve()) in seen:  # a link that leads to a folder already visited, perhaps round in circles
+            below.clear()
+            continue
+        seen.add(place)
+        pictures = (here / file for file in files if not file.startswith("."))
+        found += [path.relative_to(root).as_posix() for path in pictures if path.suffix.lower() in _EXTENSIONS]
+    return sorted(found)
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:  # a link to nowhere: reading it will say so
+        return ""
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+class ImageFolder:
+    """All pictures below a folder, in the order of their relative paths.
+
+    When every picture lies in a sub-folder, the first-level sub-folders are its classes. The content hash covers the
+    bytes of a file. The folder itself is only read.
+
+    Args:
+        root: the folder.
+        captions: ``.csv``, ``.tsv`` or ``.jsonl`` file with the columns ``file`` and ``caption``, its path relative to
+            ``root``; pictures it leaves out have the empty caption. None for no captions.
+        max_bad_fraction: largest share of unreadable pictures, and of pictures that are too small, which is left out
+            with a warning; more is an error.
+    """
+
+    def __init__(self, root: str, captions: str | None = None, max_bad_fraction: float = 0.01) -> None:
+        self.root = Path(root).expanduser()
+        self.captions_file = captions
+        self.max_bad_fraction = max_bad_fraction
+        self.has_captions = captions is not None
+        self.class_names: tuple[str, ...] = ()
+        self.files: list[str] = []
+        self._hashes: list[bytes] = []
+        self._captions: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.root.resolve().name
+
+    def prepare(self, min_size: int = 1) -> None:
+        """Find, read and check all pictures.
+
+        Raises:
+            UserError: the folder is missing, is a file or holds no pictures; too many pictures are unreadable or
+                smaller than ``min_size``; or the captions do not fit the pictures.
+        """
+        if self.files:
+            return
+        if not self.root.exists():
+            raise UserError(f"data.root={self.root} does not exist; check its spelling (relative to {Path.cwd()})")
+        if not self.root.is_dir():
+            raise UserError(f"data.root={self.root} is a file; name the folder that holds the pictures")
+        found = _find(self.root)
+        if not found:
+            endings = ", ".join(_EXTENSIONS)
+            raise UserError(f"data.root={self.root} holds no pictures; expected files ending in {endings}")
+        if self.captions_file is not None:
+            self._captions = read_captions(self.root / Path(self.captions_file).expanduser(), found)
+        paths = [self.root / file for file in found]
+        place = str(self.root.resolve())
+        findings = scan(found, [_stamp(path) for path in paths], lambda i: paths[i].read_bytes(), place)
+        kept = select(found, findings, place, min_size, self.max_bad_fraction)
+        self.files = [found[i] for i in kept]
+        self._hashes = [bytes.fromhex(findings[i].hash) for i in kept]
+        if all("/" in file for file in self.files):
+            self.class_names = tuple(sorted({file.split("/")[0] for file in self.files}))
+        self._labels = {name: label for label, name in enumerate(self.class_names)}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def picture(self, i: int) -> Image:
+        """Picture ``i`` in mode ``L`` or ``RGB``.
+
+        Raises:
+            UserError: the file has become unreadable.
+        """
+        path = self.root / self.files[i]
+        try:
+            return open_picture(path)
+        except Exception as error:  # decoders raise anything at all on damaged files
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} has become unreadable ({reason}); restore it or start again") from error
+
+    def label(self, i: int) -> int | None:
+        """Position of the picture's first-level folder in `class_names`; None when unlabelled."""
+        return self._labels[self.files[i].split("/")[0]] if self.class_names else None
+
+    def caption(self, i: int) -> str | None:
+        """Caption from the captions file, perhaps empty; None without such a file."""
+        return self._captions.get(self.files[i], "") if self.has_captions else None
+
+    def content_hash(self, i: int) -> bytes:
+        """16 bytes of BLAKE2b over the bytes of the file."""
+        return self._hashes[i]

@@ -1,0 +1,68 @@
+"""The loader: torch's ``DataLoader``, opened at the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from ldm_lightning.data.batch import Batch
+from ldm_lightning.data.dataset import PictureDataset, collate
+from ldm_lightning.data.order import EpochBatches, EvaluationBatches
+from ldm_lightning.errors import UserError
+
+__all__ = ["Loader"]
+
+_PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
+
+
+class Loader:
+    """A sized iterable of batches.
+
+    It is deliberately no ``DataLoader`` itself. Lightning would put its own distributed sampler, which pads with
+    duplicates, in the place of ours; and it opens iterators that it never uses, for which a ``DataLoader`` with workers
+    would already run through an epoch's first batches.
+
+    Args:
+        dataset: the samples, by (epoch, index).
+        batches: which samples form which batch.
+        num_workers: worker processes; 0 loads in this process. They live as long as the loader.
+        pin_memory: copy batches into page-locked memory.
+    """
+
+    def __init__(
+        self, dataset: PictureDataset, batches: EpochBatches | EvaluationBatches, num_workers: int, pin_memory: bool
+    ) -> None:
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+
+    @property
+    def _iterator(self) -> object:
+        """The running iterator of the ``DataLoader``, by the name under which Lightning stops and clears it.
+
+        When a trainer is done it shuts down the workers of whatever has this attribute. Left to the garbage collector,
+        which takes queues apart before the workers that listen to them, each loader would wait for a time-out of 5 s.
+        """
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: None) -> None:
+        self._loader._iterator = iterator
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: workers start when the first batch is asked for.
+        try:
+            yield from self._loader
+        except UserError as error:
+            # From a worker it arrives wrapped in a printed traceback, whose last line is the message.
+            raise UserError(str(error).splitlines()[-1].removeprefix(_PREFIX)) from error

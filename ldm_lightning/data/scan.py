@@ -1,0 +1,137 @@
+"""Looking at every picture once before training: is it whole, how large is it, what is the hash of its content.
+
+A damaged file is found in minutes here, or after days by a crashed worker. The findings are kept in the cache folder
+and reused for every picture whose stamp (size and modification time of a file) has not changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ldm_lightning.data.cache import atomic_write, cache_folder
+from ldm_lightning.data.picture import open_picture
+from ldm_lightning.errors import UserError
+
+__all__ = ["Finding", "content_hash", "scan", "select"]
+
+_BLOCK = 1024
+_NAMED = 5
+
+
+class Finding(NamedTuple):
+    """What was found in one picture: hex hash of its bytes, upright size in pixels, and what is wrong, if anything."""
+
+    hash: str = ""
+    width: int = 0
+    height: int = 0
+    error: str = ""
+
+
+def content_hash(content: bytes) -> bytes:
+    """Return 16 bytes of BLAKE2b."""
+    return blake2b(content, digest_size=16).digest()
+
+
+def _examine(read: Callable[[], bytes]) -> Finding:
+    try:
+        content = read()
+        picture = open_picture(content)
+    except Exception as error:  # decoders raise anything at all on damaged files
+        return Finding(error=" ".join(str(error).split()) or type(error).__name__)
+    return Finding(content_hash(content).hex(), *picture.size)
+
+
+def _load(path: Path) -> dict[str, tuple[str, Finding]]:
+    """Findings by picture name, each with the stamp it holds for; empty when there are none to be trusted."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return {name: (stamp, Finding(*finding)) for name, (stamp, finding) in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def scan(names: Sequence[str], stamps: Sequence[str], read: Callable[[int], bytes], collection: str) -> list[Finding]:
+    """Read and decode every picture, in threads, with a progress bar; known findings are reused.
+
+    Args:
+        names: one distinct name for each picture.
+        stamps: one string for each picture which changes whenever its content may have changed.
+        read: returns the bytes of picture ``i``.
+        collection: identity of the whole, which names its file in the cache.
+
+    Returns:
+        One finding for each picture.
+    """
+    path = cache_folder() / "scans" / f"{content_hash(os.fsencode(collection)).hex()}.json"
+    known = _load(path)
+    findings = {
+        name: known[name][1]
+        for name, stamp in zip(names, stamps, strict=True)
+        # What could not be read is tried again: a network disk may have been away.
+        if name in known and known[name][0] == stamp and not known[name][1].error
+    }
+    new = [i for i, name in enumerate(names) if name not in findings]
+    if not new:
+        return [findings[name] for name in names]
+    with ThreadPoolExecutor() as pool, tqdm(total=len(new), desc="checking pictures", unit="") as bar:
+        for first in range(0, len(new), _BLOCK):
+            block = new[first : first + _BLOCK]
+            for i, finding in zip(block, pool.map(_examine, [lambda i=i: read(i) for i in block]), strict=True):
+                findings[names[i]] = finding
+                bar.update()
+    try:
+        with atomic_write(path) as file:
+            entries = {name: (stamp, findings[name]) for name, stamp in zip(names, stamps, strict=True)}
+            file.write(json.dumps(entries).encode())
+    except OSError as error:
+        warnings.warn(f"the findings about {collection} could not be kept for the next start: {error}", stacklevel=2)
+    return [findings[name] for name in names]
+
+
+def _report(collection: str, total: int, bad: Sequence[str], max_bad_fraction: float, *, what: str, mend: str) -> None:
+    """Warn about pictures left out, or refuse when they are too many."""
+    if not bad:
+        return
+    listed = ", ".join(bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
+    message = f"{collection}: {len(bad)} of {total} pictures {what}: {listed}"
+    if len(bad) > max_bad_fraction * total or len(bad) == total:
+        raise UserError(f"{message}; {mend}")
+    warnings.warn(f"{message}; they are left out", stacklevel=2)
+
+
+def select(
+    names: Sequence[str], findings: Sequence[Finding], collection: str, min_size: int, max_bad_fraction: float
+) -> list[int]:
+    """Return the positions of the usable pictures; the others are counted and named in a warning.
+
+    Args:
+        names: names of the pictures for messages.
+        findings: what `scan` found in them.
+        collection: name of the whole for messages.
+        min_size: shortest side in pixels that is of use.
+        max_bad_fraction: largest share that may be unreadable, and largest share that may be too small.
+
+    Raises:
+        UserError: a share is exceeded, or nothing is left.
+    """
+    total = len(names)
+    bad = [f"{name} ({finding.error})" for name, finding in zip(names, findings, strict=True) if finding.error]
+    mend = "remove them or raise data.source.max_bad_fraction"
+    _report(collection, total, bad, max_bad_fraction, what="cannot be read", mend=mend)
+    sides = {i: min(finding.width, finding.height) for i, finding in enumerate(findings) if not finding.error}
+    small = [f"{names[i]} ({findings[i].width}x{findings[i].height})" for i, side in sides.items() if side < min_size]
+    mend = (
+        f"the smallest side is {min(sides.values())}: set data.transform.upscale=true, a smaller data.transform.size, "
+        "or raise data.source.max_bad_fraction"
+    )
+    _report(collection, total, small, max_bad_fraction, what=f"are smaller than {min_size} pixels", mend=mend)
+    return [i for i, side in sides.items() if side >= min_size]
