@@ -1,0 +1,116 @@
+"""Artifacts: what one command leaves for the next, a folder with weights and a manifest.
+
+``manifest.json`` names the weights file by its checksum and holds the resolved configuration, so that the folder is all
+a reader needs. Weights are written under a name of their own before the manifest is swapped in: whenever the writer is
+killed, the folder holds either the old artifact or the new one, never a mixture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from ldm_lightning import __version__
+from ldm_lightning.errors import UserError
+
+__all__ = ["Artifact", "copy_artifact", "read_artifact", "replace_file", "write_artifact"]
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact in memory: its manifest and its weights by name."""
+
+    manifest: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader, or a crash, sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], details: Mapping[str, Any]) -> None:
+    """Write an artifact of ``kind`` to ``folder``, replacing an earlier one.
+
+    Args:
+        folder: made when missing.
+        kind: "first_stage" or "latent_diffusion".
+        weights: tensors by name.
+        details: whatever else the manifest should hold, such as the resolved configuration; plain JSON values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    weights_file = f"weights-{digest[:12]}.safetensors"
+    replace_file(folder / weights_file, content)
+    manifest = {"kind": kind, "weights": weights_file, "sha256": digest, "version": __version__, **details}
+    replace_file(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+    for stale in folder.glob("weights-*.safetensors"):
+        if stale.name != weights_file:
+            with contextlib.suppress(FileNotFoundError):
+                stale.unlink()
+
+
+def _locate(run: Path) -> Path:
+    """The artifact folder of a run folder, or the folder itself when it already is an artifact."""
+    return run if (run / MANIFEST).is_file() else run / "export"
+
+
+def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
+    """Read and verify the artifact of a run.
+
+    Args:
+        run: a run folder, or an artifact folder itself.
+        kind: what the artifact must be, when it matters.
+
+    Raises:
+        UserError: nothing there, training not finished, damaged, or of another kind.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise UserError(f"{run} does not exist: give the folder of a finished run, such as runs/NAME")
+    folder = _locate(run)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{run} holds no finished model ({folder / MANIFEST} is missing): "
+            "repeat the command that trained it, it resumes"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{folder / MANIFEST} is damaged: repeat the command that trained {run}") from None
+    if kind is not None and manifest.get("kind") != kind:
+        raise UserError(f"{run} holds a {manifest.get('kind')} model, but a {kind} model is needed here")
+    try:
+        content = (folder / manifest["weights"]).read_bytes()
+    except (FileNotFoundError, KeyError):
+        raise UserError(f"{folder} is half written (no weights): repeat the command that trained {run}") from None
+    if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+        raise UserError(
+            f"{folder / manifest['weights']} is damaged (wrong checksum): repeat the command that trained {run}"
+        )
+    return Artifact(manifest, safetensors.torch.load(content))
+
+
+def copy_artifact(run: str | Path, folder: Path) -> None:
+    """Copy the artifact of ``run`` into ``folder``, so that a run does not depend on another one's folder."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.copytree(_locate(Path(run)), temporary)
+    temporary.rename(folder)

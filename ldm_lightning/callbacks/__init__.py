@@ -1,0 +1,1 @@
+"""Callbacks: averages, pictures, distances, checkpoints, exports and orderly stops during training."""

@@ -1,0 +1,48 @@
+"""Fréchet distance between samples and validation pictures, during training."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+
+from ldm_lightning.metrics.extractor import Extractor
+from ldm_lightning.metrics.frechet import FrechetDistance
+
+__all__ = ["FrechetDuringTraining"]
+
+
+class FrechetDuringTraining(pl.Callback):
+    """Logs ``val/fd_<extractor>@<N>`` after every so many validations; all ranks share the work.
+
+    For each of N validation pictures one sample is drawn with the same condition, so both sides have the same number of
+    pictures and the same mixture of conditions.
+
+    Args:
+        extractor: turns pictures into features.
+        n: number of validation pictures at most, and of samples.
+        every_n_validations: how often.
+        seed: of the samples.
+    """
+
+    def __init__(self, extractor: Extractor, n: int = 1000, every_n_validations: int = 1, seed: int = 1) -> None:
+        self.metric = FrechetDistance(extractor, keep_reference=True)
+        self.n, self.seed = n, seed
+        self.every_n_validations = every_n_validations
+        self.validations = 0
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw this rank's share of the samples and log the distance."""
+        if trainer.sanity_checking:
+            return
+        self.validations += 1
+        if self.validations % self.every_n_validations:
+            return
+        metric = self.metric.to(pl_module.device)
+        new = not metric.real_count
+        for batch in trainer.datamodule.loader("validation", limit=self.n):  # type: ignore[attr-defined]
+            real = batch.to(pl_module.device)
+            if new:
+                metric.update(real.x, real=True)
+            metric.update(pl_module.sample(real.index, real.condition, self.seed), real=False)  # type: ignore[operator]
+        distance = metric.compute()
+        pl_module.log(f"val/{metric.label}", distance)
+        metric.reset()

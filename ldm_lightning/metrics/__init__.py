@@ -1,0 +1,1 @@
+"""Metrics: distances of distributions, reconstruction quality and class fidelity."""

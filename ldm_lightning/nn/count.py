@@ -1,0 +1,29 @@
+"""Sizes of networks, as papers print them: parameters and multiply-adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["multiply_adds", "parameters"]
+
+
+def parameters(module: nn.Module) -> int:
+    """Count the trainable parameters of ``module``."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def multiply_adds(module: nn.Module, *inputs: Any) -> int:
+    """Count the multiply-adds of ``module(*inputs)``: convolutions, linear maps and attention, forward only.
+
+    This is the figure that papers on diffusion models call (G)flops.
+    """
+    # The plain attention kernel is made of matrix products, which the counter knows on every device.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    flops: int = counter.get_total_flops()
+    return flops // 2

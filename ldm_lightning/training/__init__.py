@@ -1,0 +1,1 @@
+"""The two LightningModules, one a stage, and their optimizers."""

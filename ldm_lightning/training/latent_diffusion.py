@@ -1,0 +1,122 @@
+"""Stage two: training the denoiser in the latent space of a frozen first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from ldm_lightning.data.batch import Batch
+from ldm_lightning.diffusion.denoiser import Denoiser
+from ldm_lightning.diffusion.guidance import Guidance
+from ldm_lightning.diffusion.objective import Objective
+from ldm_lightning.diffusion.sampler import Sampler
+from ldm_lightning.latent.frozen import FrozenFirstStage
+from ldm_lightning.rng import Streams
+from ldm_lightning.training.cadence import log_due
+from ldm_lightning.training.means import Means
+from ldm_lightning.training.optim import LearningRate, MakeOptimizer, configure
+
+__all__ = ["LatentDiffusion"]
+
+
+class LatentDiffusion(pl.LightningModule):
+    """Trains a denoiser on standardized latents, and samples from it.
+
+    Args:
+        denoiser: the network in training with its path and prediction.
+        objective: time law, weighting, condition dropout.
+        first_stage: the frozen autoencoder.
+        latent_shape: (C, h, w) of one latent.
+        sampler: used by :meth:`sample` unless another is given.
+        guidance: used by :meth:`sample` unless another is given.
+        optimizer: makes the optimizer from the parameters.
+        learning_rate: factor on the optimizer's rate, by step.
+        seed: of times, noise and condition dropout in training.
+    """
+
+    def __init__(
+        self,
+        *,
+        denoiser: Denoiser,
+        objective: Objective,
+        first_stage: FrozenFirstStage,
+        latent_shape: tuple[int, ...],
+        sampler: Sampler,
+        guidance: Guidance,
+        optimizer: MakeOptimizer,
+        learning_rate: LearningRate,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.objective = objective
+        self.first_stage = first_stage
+        self.latent_shape = latent_shape
+        self.sampler = sampler
+        self.guidance = guidance
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.seed = seed
+        self.val_means = Means()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Optimizer and schedule over the whole run."""
+        return configure(self, self.denoiser, self.optimizer, self.learning_rate)
+
+    def on_fit_start(self) -> None:
+        """The frozen stage is no submodule, so Lightning does not move it."""
+        self.first_stage.to(self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Encode, corrupt, denoise, compare; see :meth:`Objective.loss`."""
+        streams = Streams(self.seed, batch.index, batch.epoch)
+        z0 = self.first_stage.encode(batch.x, streams)
+        loss = self.objective.loss(self.denoiser, z0, batch.condition, streams).mean()
+        if log_due(self):
+            self.log("train/loss", loss, sync_dist=True, prog_bar=True, batch_size=len(batch))
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The training loss of unseen samples, with the same times and noise at every validation."""
+        streams = Streams(self.seed, batch.index)
+        z0 = self.first_stage.encode(batch.x, streams)
+        loss = self.objective.loss(self.denoiser, z0, batch.condition, streams).mean()
+        self.val_means.update({"val/loss": loss}, len(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss over all of the validation set."""
+        self.log_dict(self.val_means.pop(), prog_bar=True)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        index: Tensor,
+        condition: Mapping[str, Tensor],
+        seed: int,
+        sampler: Sampler | None = None,
+        guidance: Guidance | None = None,
+    ) -> Tensor:
+        """Draw pictures (B, C, H, W) in [-1, 1].
+
+        Args:
+            index: (B,) int64 sample numbers; a sample is a function of its number, its condition and the seed alone.
+            condition: tensors by name, first dimension B.
+            seed: of the initial noise and the sampler's own.
+            sampler: instead of the run's.
+            guidance: instead of the run's.
+        """
+        path, streams = self.denoiser.path, Streams(seed, index)
+        denoise = (guidance or self.guidance)(self.denoiser, condition)
+        z = path.prior(path.noise(streams, self.latent_shape))
+        z0 = (sampler or self.sampler)(denoise, path, z, streams)
+        return self.first_stage.decode(z0)
+
+    def artifact(self) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+        """Kind, weights and details that sampling needs."""
+        return "latent_diffusion", self.denoiser.network.state_dict(), {}
