@@ -1,0 +1,159 @@
+"""From a configuration to objects: data module, first stage, the two stages, samplers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from ldm_lightning.artifact import Artifact, read_artifact
+from ldm_lightning.data.datamodule import DataModule
+from ldm_lightning.diffusion.denoiser import Denoiser
+from ldm_lightning.errors import UserError
+from ldm_lightning.latent.autoencoder import Autoencoder
+from ldm_lightning.latent.frozen import FrozenFirstStage
+from ldm_lightning.latent.scale import LatentScale
+from ldm_lightning.nn.network import ConditionalNetwork
+from ldm_lightning.training.first_stage import FirstStage
+from ldm_lightning.training.latent_diffusion import LatentDiffusion
+
+__all__ = [
+    "data_module",
+    "derive",
+    "device",
+    "first_stage",
+    "frozen_first_stage",
+    "latent_diffusion",
+    "resolve",
+    "stage",
+    "trained_first_stage",
+    "trained_latent_diffusion",
+]
+
+# Keys of data/*.yaml that exist to be short on the command line; the yaml spreads them to where they belong.
+_DATA_SHORTCUTS = ("root", "captions", "size")
+
+
+def device() -> torch.device:
+    """Where a trained model runs: the first GPU, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def data_module(config: DictConfig) -> DataModule:
+    """The data module of ``config.data``."""
+    node = OmegaConf.to_container(config.data, resolve=True, throw_on_missing=True)
+    assert isinstance(node, dict)
+    made: DataModule = instantiate({key: value for key, value in node.items() if key not in _DATA_SHORTCUTS})
+    return made
+
+
+def derive(config: DictConfig, data: DataModule) -> None:
+    """Fill in ``config.derived``: what the data and the first stage decide and nobody should type."""
+    data.setup()
+    channels, height, width = data.shape
+    facts = {
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "num_classes": data.num_classes,
+        "class_names": list(data.class_names),
+    }
+    if config.stage == "latent_diffusion":
+        trained = read_artifact(config.first_stage.run, "first_stage")
+        shape = tuple(trained.manifest["config"]["derived"][key] for key in ("channels", "height", "width"))
+        if shape[0] != channels:
+            raise UserError(
+                f"the first stage {config.first_stage.run} was trained on pictures with {shape[0]} channels, but "
+                f"these data have {channels}: set data.transform.channels={shape[0]} or train another first stage"
+            )
+        facts["latent_channels"] = trained.manifest["config"]["derived"]["latent_channels"]
+        facts["first_stage"] = trained.manifest["sha256"]
+        if config.condition._target_.rpartition(".")[2].startswith("Class") and not data.num_classes:
+            raise UserError("these data have no classes to condition on: add condition=none")
+        if config.condition._target_.rpartition(".")[2].startswith("Caption") and not data.has_captions:
+            raise UserError("these data have no captions to condition on: set data.captions=FILE, or condition=none")
+    else:
+        facts["latent_channels"] = config.first_stage.autoencoder.latent_channels
+    with open_dict(config):
+        config.derived = facts
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values; this is what run folders and artifacts keep."""
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def stage(config: DictConfig) -> FirstStage | LatentDiffusion:
+    """The stage in training that ``config.stage`` names."""
+    if config.stage == "first_stage":
+        return first_stage(config)
+    return latent_diffusion(config, config.first_stage.run)
+
+
+def first_stage(config: DictConfig) -> FirstStage:
+    """The first stage in training."""
+    return FirstStage(
+        autoencoder=instantiate(config.first_stage.autoencoder),
+        loss=instantiate(config.first_stage.loss),
+        optimizer=instantiate(config.optim),
+        learning_rate=instantiate(config.learning_rate),
+        seed=config.seed,
+    )
+
+
+def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
+    """The second stage in training, in the latent space of the first stage in ``run``."""
+    frozen = frozen_first_stage(read_artifact(run, "first_stage"))
+    derived = config.derived
+    latent_shape = frozen.latent_shape((derived.channels, derived.height, derived.width))
+    conditioner = instantiate(config.condition)
+    backbone = instantiate(config.denoiser, vector_width=conditioner.vector_width, token_width=conditioner.token_width)
+    network = ConditionalNetwork(backbone, conditioner)
+    return LatentDiffusion(
+        denoiser=Denoiser(network, instantiate(config.path), instantiate(config.prediction)),
+        objective=instantiate(config.objective),
+        first_stage=frozen,
+        latent_shape=latent_shape,
+        sampler=instantiate(config.sampler),
+        guidance=instantiate(config.guidance),
+        optimizer=instantiate(config.optim),
+        learning_rate=instantiate(config.learning_rate),
+        seed=config.seed,
+    )
+
+
+def _load(module: torch.nn.Module, artifact: Artifact, run: str | Path) -> None:
+    try:
+        module.load_state_dict(artifact.weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in {run} do not fit the network its configuration describes "
+            f"(written by version {artifact.manifest['version']}): {str(error).splitlines()[1].strip()}"
+        ) from None
+
+
+def frozen_first_stage(artifact: Artifact) -> FrozenFirstStage:
+    """A trained first stage as the second stage holds it."""
+    autoencoder: Autoencoder = instantiate(OmegaConf.create(artifact.manifest["config"]).first_stage.autoencoder)
+    _load(autoencoder, artifact, "the first stage")
+    statistics = artifact.manifest["statistics"]
+    return FrozenFirstStage(autoencoder, LatentScale(torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])))
+
+
+def trained_first_stage(artifact: Artifact) -> FirstStage:
+    """A trained first stage, for reconstruction and evaluation."""
+    module = first_stage(OmegaConf.create(artifact.manifest["config"]))
+    _load(module.autoencoder, artifact, "the first stage")
+    return module.eval()
+
+
+def trained_latent_diffusion(artifact: Artifact, run: str | Path) -> LatentDiffusion:
+    """A trained second stage with the first stage its run folder keeps."""
+    module = latent_diffusion(OmegaConf.create(artifact.manifest["config"]), Path(run) / "first_stage")
+    _load(module.denoiser.network, artifact, run)
+    return module.eval()

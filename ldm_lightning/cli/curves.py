@@ -1,0 +1,43 @@
+"""A run's curves as one picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from ldm_lightning.loggers.csv_log import read_metrics
+
+__all__ = ["draw_curves"]
+
+
+def draw_curves(folder: Path) -> Path | None:
+    """Draw ``metrics.csv`` of a run as ``curves.png``, training and validation of one quantity in one panel.
+
+    Returns:
+        The picture's path, or None without matplotlib (extra ``demo``) or without anything to draw.
+    """
+    if importlib.util.find_spec("matplotlib") is None or not (folder / "metrics.csv").is_file():
+        return None
+    from matplotlib.figure import Figure
+
+    metrics = read_metrics(folder / "metrics.csv")
+    quantities = list(dict.fromkeys(name.rpartition("/")[2] for name in metrics))
+    if not quantities:
+        return None
+    columns = min(3, len(quantities))
+    rows = -(-len(quantities) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    for panel, quantity in enumerate(quantities, start=1):
+        axes = figure.add_subplot(rows, columns, panel)
+        for part in ("train", "val"):
+            if points := metrics.get(f"{part}/{quantity}"):
+                axes.plot(
+                    *zip(*points, strict=True), label=part, marker="o" if len(points) < 20 else None, markersize=3
+                )
+        if "loss" in quantity:
+            axes.set_yscale("log")
+        axes.set(title=quantity, xlabel="step")
+        axes.legend()
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=110)
+    return path

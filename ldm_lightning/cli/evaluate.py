@@ -1,0 +1,183 @@
+"""``ldm evaluate``: figures of a trained model, each with its protocol.
+
+A second stage is measured by the Fréchet distance of its samples to real pictures it was not trained on, beside the
+*floor*: the distance of as many real training pictures to the same reference, which a model that draws perfectly from
+its training set would reach. With classes, a *judge* (a small classifier trained on other real pictures the model never
+saw) also tells how often a sample is read as the class asked for, beside its accuracy on real pictures unknown to it.
+A first stage is measured by its reconstructions.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_lightning import __version__
+from ldm_lightning.artifact import Artifact, read_artifact, replace_file
+from ldm_lightning.callbacks.picture_grid import save_grid
+from ldm_lightning.cli import build
+from ldm_lightning.cli.sample import choose, draw
+from ldm_lightning.data.batch import Batch
+from ldm_lightning.data.datamodule import DataModule
+from ldm_lightning.errors import UserError
+from ldm_lightning.metrics.class_accuracy import ClassAccuracy, Judge, JudgeExtractor, fit_judge
+from ldm_lightning.metrics.extractor import Extractor
+from ldm_lightning.metrics.frechet import FrechetDistance
+from ldm_lightning.metrics.reconstruction import reconstruction_metrics
+
+__all__ = ["main"]
+
+
+def main(config: DictConfig) -> None:
+    """Measure, print a table, and keep it as ``evaluation/<name>.json`` in the run folder."""
+    artifact = read_artifact(config.run)
+    data = build.data_module(OmegaConf.create(artifact.manifest["config"]))
+    data.setup()
+    if data.fingerprint != artifact.manifest["data"]:
+        raise UserError(
+            f"the data set is not the one {config.run} was trained on (another fingerprint): its split may leak; "
+            "restore the pictures, or train again"
+        )
+    measure = {"first_stage": _first_stage, "latent_diffusion": _latent_diffusion}[artifact.manifest["kind"]]
+    figures, protocol = measure(config, artifact, data)
+    protocol |= {
+        "weights": artifact.manifest["sha256"][:12],
+        "step": artifact.manifest["step"],
+        "data": data.fingerprint,
+        "version": __version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    file = Path(config.run) / "evaluation" / f"{config.name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, json.dumps({"figures": figures, "protocol": protocol}, indent=2).encode())
+    _print(figures, protocol, Path(config.run).name)
+    print(f"metrics: {file}")
+
+
+def _reference(config: DictConfig, data: DataModule) -> str:
+    """The split that is the reference: the one asked for, else test pictures where there are any."""
+    split: str = config.reference or ("test" if data.sizes["test"] else "validation")
+    if not data.sizes.get(split):
+        raise UserError(f"reference={split} holds no pictures (there are {data.sizes}): choose another")
+    return split
+
+
+def _first_stage(config: DictConfig, artifact: Artifact, data: DataModule) -> tuple[dict[str, Any], dict[str, Any]]:
+    module = build.trained_first_stage(artifact)
+    split = _reference(config, data)
+    metrics, count = reconstruction_metrics(), 0
+    distances = [FrechetDistance(extractor) for extractor in _extractors(config)]
+    for batch in tqdm(data.loader(split, limit=config.n), desc="reconstructing", unit="batch"):
+        reconstruction = module.reconstruct(batch.x)
+        metrics.update(reconstruction, batch.x)
+        for distance in distances:
+            distance.update(batch.x, real=True)
+            distance.update(reconstruction, real=False)
+        count += len(batch)
+    figures = {f"{name}@{count}": {"value": float(value)} for name, value in metrics.compute().items()}
+    figures |= {f"r{distance.label}": {"value": float(distance.compute())} for distance in distances}
+    return figures, {"reference": split, "n": count}
+
+
+def _latent_diffusion(
+    config: DictConfig, artifact: Artifact, data: DataModule
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    module = build.trained_latent_diffusion(artifact, config.run)
+    sampler, guidance = choose(config, module)
+    split = _reference(config, data)
+    reference = _all(data.loader(split, limit=None, shuffle_seed=0))
+    extractors, figures = _extractors(config), {}
+    judge = None
+    if config.judge and data.num_classes:
+        share = round(len(reference) * config.judge_share)
+        known, reference = _cut(reference, 0, share), _cut(reference, share, len(reference))
+        judge = fit_judge(known.x, known.condition["class"], data.num_classes, seed=config.seed)
+        extractors.append(JudgeExtractor(judge))
+    reference = _cut(reference, 0, min(config.n, len(reference)))
+    n = len(reference)
+    floor = _all(data.loader("train", limit=n, shuffle_seed=1))
+
+    samples = draw(
+        module,
+        reference.index,
+        reference.condition,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        sampler=sampler,
+        guidance=guidance,
+    )
+    for extractor in extractors:
+        value, label = _distance(extractor, reference.x, samples, config.batch_size)
+        floor_value, _ = _distance(extractor, reference.x, floor.x, config.batch_size)
+        figures[label] = {"value": value, "real": floor_value}
+    if judge is not None:
+        figures[f"class_accuracy@{n}"] = {
+            "value": _accuracy(judge, samples, reference.condition["class"]),
+            "real": _accuracy(judge, reference.x, reference.condition["class"]),
+        }
+    if config.grid:
+        sheet = Path(config.run) / "evaluation" / f"{config.name}.png"
+        save_grid(sheet, samples[: config.grid], config.columns)
+    protocol = {
+        "reference": split,
+        "n": n,
+        "sampler": f"{type(sampler).__name__}, {sampler.evaluations} evaluations",
+        "guidance": str(guidance),
+        "seed": config.seed,
+        "judge": f"trained on {share} other real pictures" if judge is not None else "none",
+    }
+    return figures, protocol
+
+
+def _extractors(config: DictConfig) -> list[Extractor]:
+    return [instantiate(config.extractor)] if config.get("extractor") else []
+
+
+def _all(loader: Iterable[Batch]) -> Batch:
+    """All batches of a loader as one."""
+    batches = list(loader)
+    condition = {name: torch.cat([batch.condition[name] for batch in batches]) for name in batches[0].condition}
+    return Batch(torch.cat([b.x for b in batches]), torch.cat([b.index for b in batches]), condition)
+
+
+def _cut(batch: Batch, start: int, stop: int) -> Batch:
+    condition = {name: value[start:stop] for name, value in batch.condition.items()}
+    return Batch(batch.x[start:stop], batch.index[start:stop], condition)
+
+
+def _distance(extractor: Extractor, real: Tensor, other: Tensor, batch_size: int) -> tuple[float, str]:
+    metric = FrechetDistance(extractor)
+    for pictures, is_real in ((real, True), (other, False)):
+        for part in pictures.split(batch_size):
+            metric.update(part, real=is_real)
+    return float(metric.compute()), metric.label
+
+
+def _accuracy(judge: Judge, pictures: Tensor, labels: Tensor) -> float:
+    metric = ClassAccuracy(judge)
+    metric.update(pictures, labels)
+    return float(metric.compute()["accuracy"])
+
+
+def _print(figures: dict[str, Any], protocol: dict[str, Any], title: str) -> None:
+    table = Table(title=title, caption="\n".join(f"{name}: {value}" for name, value in protocol.items()))
+    table.caption_justify = "left"
+    table.add_column("figure")
+    table.add_column("model", justify="right")
+    table.add_column("real pictures", justify="right")
+    show: Callable[[Any], str] = lambda value: "" if value is None else f"{value:.4g}"  # noqa: E731
+    for name, row in figures.items():
+        table.add_row(name, show(row["value"]), show(row.get("real")))
+    Console().print(table)

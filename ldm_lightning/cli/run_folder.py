@@ -1,0 +1,97 @@
+"""The run folder: the log, the configuration it belongs to, and the rule that one folder holds one experiment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ldm_lightning.artifact import replace_file
+from ldm_lightning.errors import UserError
+
+__all__ = ["claim", "differences", "write_log"]
+
+# What may change when a run goes on: where and how long it runs and what is shown, but not what is computed.
+_FREE = (
+    "run_dir",
+    "runs",
+    "logger",
+    "callbacks.checkpoints",
+    "callbacks.gallery",
+    "data.num_workers",
+    "data.pin_memory",
+    "data.root",
+    "data.source.root",
+    "first_stage.run",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.limit_val_batches",
+    "trainer.log_every_n_steps",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.val_check_interval",
+)
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lines ``key: before -> now`` for every setting that decides what is computed."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    keys = [key for key in {**old, **new} if not any(key == free or key.startswith(f"{free}.") for free in _FREE)]
+    missing = "(not set)"
+    return [
+        f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}"
+        for key in keys
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+
+
+def claim(folder: Path, config: dict[str, Any]) -> None:
+    """Make the run folder, or check that an existing one belongs to this configuration.
+
+    Raises:
+        UserError: the folder holds another experiment; the message shows what differs.
+    """
+    file = folder / "config.yaml"
+    trained = any((folder / "checkpoints").glob("*.ckpt")) or (folder / "export").exists()
+    if file.is_file() and trained:  # before the first checkpoint there is nothing that a change could spoil
+        before = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(before, dict)
+        changed = differences({str(key): value for key, value in before.items()}, config)
+        if changed:
+            shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+            raise UserError(
+                f"{folder} already holds a run with another configuration ({shown}): "
+                f"choose another name=..., or give the old values to resume it"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(file, OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+
+
+def write_log(folder: Path) -> None:
+    """Send log records to the terminal, as plain lines, and to ``log.txt``, with their time."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    file = logging.FileHandler(folder / "log.txt")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[file, terminal])
+    logging.captureWarnings(True)

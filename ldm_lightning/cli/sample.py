@@ -1,0 +1,118 @@
+"""``ldm sample``: pictures from a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_lightning.artifact import Artifact, read_artifact
+from ldm_lightning.callbacks.picture_grid import save_grid, to_uint8
+from ldm_lightning.cli import build
+from ldm_lightning.data.dataset import encode_caption
+from ldm_lightning.diffusion.guidance import ClassifierFree, Guidance
+from ldm_lightning.diffusion.sampler import Sampler
+from ldm_lightning.errors import UserError, nearest
+from ldm_lightning.training.latent_diffusion import LatentDiffusion
+
+__all__ = ["choose", "draw", "main"]
+
+
+def main(config: DictConfig) -> None:
+    """Draw ``n`` pictures, save each and a grid of all."""
+    artifact = read_artifact(config.run, "latent_diffusion")
+    module = build.trained_latent_diffusion(artifact, config.run)
+    condition = _conditions(config, artifact)
+    sampler, guidance = choose(config, module)
+    pictures = draw(
+        module,
+        torch.arange(config.n),
+        condition,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        sampler=sampler,
+        guidance=guidance,
+    )
+    folder = Path(config.output or Path(config.run) / "samples" / f"seed{config.seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(to_uint8(pictures)):
+        Image.fromarray(picture).save(folder / f"{number:06d}.png")
+    sheet = folder.with_name(f"{folder.name}.png")
+    save_grid(sheet, pictures[: config.grid], config.columns)
+    print(f"{config.n} pictures: {folder}\ngrid of the first {min(config.n, config.grid)}: {sheet}")
+
+
+def choose(config: DictConfig, module: LatentDiffusion) -> tuple[Sampler, Guidance]:
+    """The run's sampler and guidance, changed where the command line says so."""
+    sampler: Sampler = instantiate(config.sampler) if config.get("sampler") else module.sampler
+    if config.steps is not None:
+        sampler = replace(sampler, steps=config.steps)  # type: ignore[type-var]
+    guidance: Guidance = module.guidance if config.scale is None else ClassifierFree(config.scale)
+    return sampler, guidance
+
+
+def draw(
+    module: LatentDiffusion,
+    index: Tensor,
+    condition: Mapping[str, Tensor],
+    *,
+    seed: int,
+    batch_size: int,
+    sampler: Sampler,
+    guidance: Guidance,
+) -> Tensor:
+    """Pictures (N, C, H, W) in [-1, 1] on the CPU, drawn in batches; the split into batches changes nothing."""
+    if len(index) < 1 or batch_size < 1:
+        raise UserError(f"n={len(index)} and batch_size={batch_size} must be at least 1")
+    device = build.device()
+    module.to(device)
+    module.first_stage.to(device)
+    pictures = []
+    with tqdm(total=len(index), desc="sampling", unit="picture") as bar:
+        for part in torch.arange(len(index)).split(batch_size):
+            own = {name: value[part].to(device) for name, value in condition.items()}
+            pictures.append(module.sample(index[part].to(device), own, seed, sampler, guidance).cpu())
+            bar.update(len(part))
+    return torch.cat(pictures)
+
+
+def _conditions(config: DictConfig, artifact: Artifact) -> dict[str, Tensor]:
+    """Conditions of n samples: the classes and captions asked for, in turn."""
+    trained = artifact.manifest["config"]
+    names: list[str] = trained["derived"]["class_names"]
+    numbers = [_class_number(name, names) for name in _list(config.classes)] or list(range(len(names)))
+    condition = {}
+    if numbers:
+        condition["class"] = torch.tensor(numbers)[torch.arange(config.n) % len(numbers)]
+    if captions := _list(config.captions):
+        length = trained["data"]["caption_length"]
+        encoded = torch.stack([encode_caption(str(caption), length) for caption in captions])
+        condition["caption"] = encoded[torch.arange(config.n) % len(captions)]
+    elif trained["condition"]["_target_"].endswith("CaptionTokens"):
+        raise UserError("this model draws what a caption says: add captions='a text' or captions=['one','two']")
+    return condition
+
+
+def _list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, ListConfig) else [value]
+
+
+def _class_number(name: Any, names: list[str]) -> int:
+    """The class called ``name``, else the one of that number."""
+    if str(name) in names:
+        return names.index(str(name))
+    if isinstance(name, int) and 0 <= name < len(names):
+        return name
+    raise UserError(
+        f"the model knows no class '{name}'{nearest(str(name), names)} (classes: {', '.join(names) or 'none'})"
+    )
