@@ -41,6 +41,8 @@ TINY_LATENT_DIFFUSION = [
     "denoiser.heads=2",
     "condition.width=16",
     "sampler.steps=2",
+    "optim.lr=0.02",
+    "learning_rate.warmup=0",
     "callbacks.gallery.n=4",
     *[text for text in TINY_FIRST_STAGE if not text.startswith(("first_stage", "callbacks.statistics"))],
 ]

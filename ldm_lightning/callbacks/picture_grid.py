@@ -34,6 +34,12 @@ def grid(pictures: Tensor, columns: int, gap: int = 2) -> NDArray[np.uint8]:
     return sheet
 
 
+def _whole_rows(pictures: Tensor, columns: int) -> Tensor:
+    """Fill the last row with white pictures."""
+    white = pictures.new_ones(-len(pictures) % columns, *pictures.shape[1:])
+    return torch.cat([pictures, white])
+
+
 def save_grid(path: Path, pictures: Tensor | Sequence[Tensor], columns: int, smallest: int = 640) -> NDArray[np.uint8]:
     """Save a grid as PNG, enlarged by a whole factor so that it is at least about ``smallest`` pixels wide.
 
@@ -47,8 +53,8 @@ def save_grid(path: Path, pictures: Tensor | Sequence[Tensor], columns: int, sma
         The sheet as saved, (height, width, 3) bytes.
     """
     if not isinstance(pictures, Tensor):
-        rows = zip(*(block.cpu().split(columns) for block in pictures), strict=True)
-        pictures = torch.cat([torch.cat(list(row)) for row in rows])
+        rows = zip(*(_whole_rows(block.cpu(), columns).split(columns) for block in pictures), strict=True)
+        pictures = torch.cat([torch.cat(row) for row in rows])
     sheet = grid(pictures, columns)
     factor = max(1, round(smallest / sheet.shape[1]))
     sheet = sheet.repeat(factor, axis=0).repeat(factor, axis=1)

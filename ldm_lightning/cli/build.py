@@ -21,6 +21,7 @@ from ldm_lightning.training.first_stage import FirstStage
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 
 __all__ = [
+    "DATA_SHORTCUTS",
     "data_module",
     "derive",
     "device",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 # Keys of data/*.yaml that exist to be short on the command line; the yaml spreads them to where they belong.
-_DATA_SHORTCUTS = ("root", "captions", "size")
+DATA_SHORTCUTS = ("root", "captions", "size")
 
 
 def device() -> torch.device:
@@ -46,7 +47,7 @@ def data_module(config: DictConfig) -> DataModule:
     """The data module of ``config.data``."""
     node = OmegaConf.to_container(config.data, resolve=True, throw_on_missing=True)
     assert isinstance(node, dict)
-    made: DataModule = instantiate({key: value for key, value in node.items() if key not in _DATA_SHORTCUTS})
+    made: DataModule = instantiate({key: value for key, value in node.items() if key not in DATA_SHORTCUTS})
     return made
 
 

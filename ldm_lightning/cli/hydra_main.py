@@ -59,7 +59,9 @@ def run(verb: str) -> None:
 
     # Let Hydra pass exceptions on instead of printing and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"ldm {verb}", *_HYDRA_OVERRIDES, *overrides]
+    # Hydra's parser wants all overrides in one place, so ours go right before the user's first.
+    place = next((number for number, text in enumerate(overrides) if "=" in text), len(overrides))
+    sys.argv = [f"ldm {verb}", *overrides[:place], *_HYDRA_OVERRIDES, *overrides[place:]]
     try:
         with _mistakes_explained(verb, overrides):
             hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()

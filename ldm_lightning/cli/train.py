@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -25,6 +26,7 @@ from ldm_lightning.callbacks.rewind import RewindMetrics
 from ldm_lightning.cli import build
 from ldm_lightning.cli.curves import draw_curves
 from ldm_lightning.cli.run_folder import claim, write_log
+from ldm_lightning.cli.schema import check
 from ldm_lightning.errors import UserError
 from ldm_lightning.loggers.csv_log import CsvLogger
 from ldm_lightning.nn.count import parameters
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 
 def main(config: DictConfig) -> float | None:
     """Train; returns the last validation loss, which sweepers minimize."""
+    check(config, beside=[f"data.{key}" for key in build.DATA_SHORTCUTS])
     _name_sweep_job(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build.data_module(config)
@@ -72,7 +75,7 @@ def main(config: DictConfig) -> float | None:
 
 
 def _name_sweep_job(config: DictConfig) -> None:
-    """Give every job of a sweep a folder of its own, named by what it overrides."""
+    """Give every job of a sweep a folder of its own, named by what the sweep changes."""
     job = HydraConfig.get()
     if job.mode != RunMode.MULTIRUN:
         return
@@ -82,7 +85,11 @@ def _name_sweep_job(config: DictConfig) -> None:
             "a sweep over several devices needs a launcher that starts one process per device: "
             "add hydra/launcher=submitit_slurm, or set trainer.devices=1"
         )
-    config.name = f"{config.name}/{re.sub(r'[^A-Za-z0-9_.,=+-]+', '_', job.job.override_dirname) or job.job.num}"
+    typed = OverridesParser.create().parse_overrides([text for text in sys.argv[2:] if "=" in text])
+    swept = {override.key_or_group for override in typed if override.is_sweep_override()}
+    swept |= set((job.sweeper.get("params") or {}).keys())
+    changes = [text for text in job.overrides.task if text.lstrip("+").partition("=")[0] in swept]
+    config.name = f"{config.name}/{re.sub(r'[^A-Za-z0-9_.,=+-]+', '_', ','.join(changes)) or job.job.num}"
 
 
 def _finished(folder: Path, config: DictConfig) -> int | None:

@@ -90,7 +90,9 @@ def test_killed_and_resumed_is_never_killed(
 def test_a_finished_run_is_left_alone(pictures: Path, first_stage_run: Path, undisturbed: Path) -> None:
     from tests.conftest import run_ldm
 
-    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name not in ("log.txt", "config.yaml")}
+    before = {
+        path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name not in ("log.txt", "config.yaml")
+    }
     again = run_ldm("train", *overrides(pictures, first_stage_run, undisturbed.parent))
     assert again.code == 0
     assert "is finished (step 14)" in again.err

@@ -1,0 +1,185 @@
+"""Every yaml composes, fits the signatures it names, and can be built; every experiment trains."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from ldm_lightning.cli import VERBS
+from ldm_lightning.cli.build import DATA_SHORTCUTS
+from ldm_lightning.cli.hydra_main import conf_dir
+from ldm_lightning.cli.schema import check
+from ldm_lightning.errors import UserError
+from tests.conftest import Result
+
+CONF = conf_dir()
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+DERIVED = {"channels": 1, "height": 32, "width": 32, "num_classes": 10, "class_names": [], "latent_channels": 4}
+FREE = {"data.root": "/nowhere", "data.source.path": "/nowhere", "first_stage.run": "/nowhere"}
+
+
+def compose(verb: str, *overrides: str) -> DictConfig:
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose(verb, list(overrides), return_hydra_config=True)
+            HydraConfig.instance().set_config(config)
+            with open_dict(config):
+                del config["hydra"]
+                config.derived = DERIVED
+                for key, value in FREE.items():
+                    group, _, name = key.rpartition(".")
+                    parent = OmegaConf.select(config, group)
+                    if parent is not None and OmegaConf.is_missing(parent, name):
+                        OmegaConf.update(config, key, value)
+            return config
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def verb_and_overrides(group: str, option: str) -> tuple[str, list[str]]:
+    """A command line that uses the option."""
+    if group == "extractor":
+        return "evaluate", [f"extractor={option}"]
+    if group in ("experiment", "debug", "sweep", "stage", "data", "trainer", "logger", "optim", "learning_rate"):
+        return "train", [f"{group}={option}"]
+    if group == "first_stage" or (group == "callbacks" and option == "first_stage"):
+        return "train", ["stage=first_stage", f"{group}={option}"]
+    return "train", ["stage=latent_diffusion", f"{group}={option}"]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_fits_its_signatures(group: str, option: str) -> None:
+    verb, overrides = verb_and_overrides(group, option)
+    config = compose(verb, *overrides)
+    check(config, beside=[f"data.{key}" for key in DATA_SHORTCUTS])
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=verb == "train")  # no interpolation dangles
+
+
+def buildable(config: DictConfig) -> dict[str, Any]:
+    """Nodes that name a callable, by their key, the shortcuts of the data node left out."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    nodes = {}
+    for key, node in plain.items():
+        if isinstance(node, dict) and "_target_" in node:
+            nodes[str(key)] = {k: v for k, v in node.items() if key != "data" or k not in DATA_SHORTCUTS}
+        elif isinstance(node, dict):
+            nodes |= {
+                f"{key}.{name}": dict(sub) for name, sub in node.items() if isinstance(sub, dict) and "_target_" in sub
+            }
+    return nodes
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_is_built(group: str, option: str, tmp_path: Path) -> None:
+    verb, overrides = verb_and_overrides(group, option)
+    config = compose(verb, *overrides, *([f"runs={tmp_path}", "trainer.devices=1"] if verb == "train" else []))
+    for name, node in buildable(config).items():
+        if node["_target_"].endswith("InceptionExtractor"):
+            with pytest.raises(Exception, match="fid"):
+                instantiate(node)
+            continue
+        if name == "trainer":
+            node |= {"precision": "32-true", "accelerator": "cpu", "logger": False}
+        assert instantiate(node) is not None
+
+
+def test_every_yaml_says_what_it_is() -> None:
+    """Each yaml says in its first comment what it is and where it comes from."""
+    for path in CONF.rglob("*.yaml"):
+        lines = [line for line in path.read_text().splitlines() if line != "# @package _global_"]
+        assert lines[0].startswith("# "), path
+
+
+EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
+SMALL = [
+    "debug=fast",
+    "data.batch_size=8",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.enable_progress_bar=false",
+]
+
+
+def first_stage_of(experiment: str) -> str:
+    return f"{experiment.split('_', maxsplit=1)[0]}_first_stage".replace("fashion_first", "fashion_mnist_first")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_trains(
+    experiment: str, ldm: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if "fashion" in experiment and not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("needs the Debian package dataset-fashion-mnist")
+    runs = tmp_path_factory.getbasetemp() / "experiments"
+    first = runs / first_stage_of(experiment)
+    if not first.exists():
+        done = ldm(
+            "train",
+            f"experiment={first.name}",
+            *SMALL,
+            f"runs={runs}",
+            f"name={first.name}",
+            "callbacks.statistics.pictures=64",
+        )
+        assert done.code == 0, done.err
+    if experiment != first.name:
+        done = ldm(
+            "train",
+            f"experiment={experiment}",
+            *SMALL,
+            "sampler.steps=2",
+            f"runs={runs}",
+            f"name={experiment}",
+            f"first_stage.run={first}",
+        )
+        assert done.code == 0, done.err
+        shutil.rmtree(runs / experiment)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_a_screen(verb: str, ldm: Callable[..., Result]) -> None:
+    result = ldm(verb, "--help")
+    assert result.code == 0
+    lines = result.out.rstrip().splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 140
+    assert lines[0].startswith(f"ldm {verb}: ")
+
+
+def test_help_names_the_groups(ldm: Callable[..., Result]) -> None:
+    text = ldm("train", "--help").out
+    for group in set(GROUPS):
+        assert re.search(rf"^\s*{group}: ", text, re.MULTILINE)
+
+
+def test_no_yaml_is_a_dead_key() -> None:
+    """Top-level keys of the verbs' own yaml files are read by the verbs."""
+    package = conf_dir().parent / "ldm_lightning"
+    source = "\n".join(path.read_text() for path in (package / "cli").glob("*.py"))
+    for verb in VERBS:
+        for key in yaml.safe_load((CONF / f"{verb}.yaml").read_text()):
+            if key not in ("defaults", "hydra", "runs"):
+                assert re.search(rf"config\.{key}\b", source), f"{verb}.yaml: {key}"
+
+
+def test_signatures_are_checked() -> None:
+    node = OmegaConf.create({"a": {"_target_": "ldm_lightning.nn.dit.DiT", "in_channels": 4, "widht": 8}})
+    with pytest.raises(UserError, match=r"'a\.widht'.*did you mean 'width'"):
+        check(node)
+    with pytest.raises(UserError, match=r"a\.depth=2\.5 is not of type int"):
+        check(OmegaConf.create({"a": {"_target_": "ldm_lightning.nn.dit.DiT", "in_channels": 4, "depth": 2.5}}))
+    check(OmegaConf.create({"a": {"_target_": "ldm_lightning.nn.dit.DiT", "in_channels": 4, "mlp_ratio": 4}}))

@@ -1,0 +1,140 @@
+"""The verbs on trained runs: repeatable from the run folder alone, with numbers that carry their protocol."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
+
+Ldm = Callable[..., Result]
+
+
+def drawn(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]
+
+
+def test_a_sample_depends_on_seed_and_number_only(latent_diffusion_run: Path, tmp_path: Path, ldm: Ldm) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(latent_diffusion_run, moved)  # without the first stage's own folder, without the data
+    sheets = {}
+    for name, extra in {
+        "whole": ["n=5", "batch_size=100"],
+        "split": ["n=5", "batch_size=2"],
+        "fewer": ["n=3"],
+        "other": ["n=5", "seed=1"],
+        "euler": ["n=5", "steps=5"],
+        "ddpm": ["n=5", "sampler=ddpm", "steps=4"],
+        "ddpm_split": ["n=5", "sampler=ddpm", "steps=4", "batch_size=1"],
+    }.items():
+        result = ldm("sample", f"run={moved}", f"output={tmp_path / name}", *extra)
+        assert result.code == 0, result.err
+        assert f"pictures: {tmp_path / name}" in result.out
+        sheets[name] = drawn(tmp_path / name)
+    assert len(sheets["whole"]) == 5
+    # Matrix products of other shapes round differently in the last bit, hence one grey level.
+    for name, one in (("split", "whole"), ("fewer", "whole"), ("ddpm_split", "ddpm")):
+        for ours, theirs in zip(sheets[name], sheets[one], strict=False):
+            assert np.abs(ours.astype(int) - theirs).max() <= 1
+    for name in ("other", "euler", "ddpm"):
+        assert any(np.abs(a.astype(int) - b).max() > 1 for a, b in zip(sheets[name], sheets["whole"], strict=True))
+
+
+def test_classes_by_name_and_number(latent_diffusion_run: Path, tmp_path: Path, ldm: Ldm) -> None:
+    for name, classes in (("names", "[one]"), ("numbers", "0"), ("zero", "zero")):
+        result = ldm("sample", f"run={latent_diffusion_run}", "n=2", f"classes={classes}", f"output={tmp_path / name}")
+        assert result.code == 0, result.err
+    names, numbers, zero = (drawn(tmp_path / name) for name in ("names", "numbers", "zero"))
+    assert all((a == b).all() for a, b in zip(names, numbers, strict=True))
+    assert any((a != b).any() for a, b in zip(names, zero, strict=True))
+
+
+def test_evaluation_carries_its_protocol(latent_diffusion_run: Path, ldm: Ldm) -> None:
+    for name, scale in (("a", "scale=1"), ("b", "scale=1"), ("c", "scale=3")):
+        result = ldm("evaluate", f"run={latent_diffusion_run}", f"name={name}", "extractor=tiny", scale)
+        assert result.code == 0, result.err
+    a, b, c = (json.loads((latent_diffusion_run / "evaluation" / f"{name}.json").read_text()) for name in "abc")
+    assert a == b  # nothing is drawn from a hidden state
+    assert a["figures"] != c["figures"]
+    n = a["protocol"]["n"]
+    assert set(a["figures"]) == {f"fd_tiny@{n}", f"fd_judge@{n}", f"class_accuracy@{n}"}
+    for figure in a["figures"].values():
+        assert np.isfinite(figure["value"])
+        assert np.isfinite(figure["real"])
+    assert a["protocol"]["reference"] == "validation"
+    assert a["protocol"]["sampler"] == "Euler, 2 evaluations"
+    assert {"seed", "weights", "step", "data", "version", "torch", "machine", "guidance"} <= a["protocol"].keys()
+    assert (latent_diffusion_run / "evaluation" / "a.png").is_file()
+
+
+def test_a_first_stage_is_measured_by_its_reconstructions(first_stage_run: Path, ldm: Ldm) -> None:
+    result = ldm("evaluate", f"run={first_stage_run}", "extractor=tiny")
+    assert result.code == 0, result.err
+    written = json.loads((first_stage_run / "evaluation" / "metrics.json").read_text())
+    n = written["protocol"]["n"]
+    assert set(written["figures"]) == {f"psnr@{n}", f"ssim@{n}", f"l1@{n}", f"rfd_tiny@{n}"}
+
+
+def test_reconstruct_own_pictures(first_stage_run: Path, tmp_path: Path, ldm: Ldm) -> None:
+    (tmp_path / "own").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 30), (80 * number, 10, 200)).save(tmp_path / "own" / f"{number}.jpg")
+    sheet = tmp_path / "sheet.png"
+    result = ldm(
+        "reconstruct", f"run={first_stage_run}", f"pictures={tmp_path / 'own'}", f"output={sheet}", "columns=3"
+    )
+    assert result.code == 0, result.err
+    assert "3 pictures" in result.out
+    assert Image.open(sheet).size[0] >= 3 * 16
+
+
+def test_the_run_folder(latent_diffusion_run: Path, first_stage_run: Path) -> None:
+    for run in (latent_diffusion_run, first_stage_run):
+        for name in (
+            "config.yaml",
+            "log.txt",
+            "metrics.csv",
+            "curves.png",
+            "checkpoints/last.ckpt",
+            "checkpoints/best.ckpt",
+        ):
+            assert (run / name).is_file(), name
+        assert (run / "export" / "manifest.json").is_file()
+        assert list((run / "samples").glob("*.png"))
+    assert (latent_diffusion_run / "first_stage" / "manifest.json").read_bytes() == (
+        first_stage_run / "export" / "manifest.json"
+    ).read_bytes()
+
+
+def test_a_sweep_makes_one_folder_a_job(pictures: Path, tmp_path: Path, ldm: Ldm) -> None:
+    args = ["data=image_folder", f"data.root={pictures}", *TINY_FIRST_STAGE, f"runs={tmp_path}", "name=sweep"]
+    done = ldm("train", "--multirun", *args, "optim.lr=0.001,0.002", "trainer.max_steps=2")
+    assert done.code == 0, done.err
+    manifests = sorted(tmp_path.rglob("export/manifest.json"))
+    assert len(manifests) == 2
+    assert [path.parts[-3] for path in manifests] == ["optim.lr=0.001", "optim.lr=0.002"]
+    assert [json.loads(path.read_text())["config"]["optim"]["lr"] for path in manifests] == [0.001, 0.002]
+
+
+def test_wandb_gets_config_pictures_and_model(
+    pictures: Path, first_stage_run: Path, tmp_path: Path, ldm: Ldm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    args = ["data=image_folder", f"data.root={pictures}", *TINY_LATENT_DIFFUSION, f"first_stage.run={first_stage_run}"]
+    done = ldm("train", *args, f"runs={tmp_path}", "name=watched", "logger=wandb")
+    assert done.code == 0, done.err
+    (offline,) = (tmp_path / "watched" / "wandb").glob("offline-run-*")
+    (transactions,) = offline.glob("*.wandb")
+    assert offline.name.endswith("-watched")
+    assert list(offline.rglob("samples*.png"))
+    content = transactions.read_bytes()
+    for word in (b"val/loss", b"condition_dropout", b"latent_diffusion"):
+        assert word in content
