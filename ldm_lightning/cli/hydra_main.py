@@ -30,7 +30,6 @@ __all__ = ["conf_dir", "explain", "run"]
 # The run folder is ours, so Hydra's own folders, copies of the configuration and log files are off.
 _HYDRA_OVERRIDES = [
     "hydra.run.dir=.",
-    "hydra.sweep.dir=.",
     "hydra.sweep.subdir=.",
     "hydra.output_subdir=null",
     "hydra/job_logging=none",

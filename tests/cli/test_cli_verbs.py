@@ -116,6 +116,7 @@ def test_a_sweep_makes_one_folder_a_job(pictures: Path, tmp_path: Path, ldm: Ldm
     args = ["data=image_folder", f"data.root={pictures}", *TINY_FIRST_STAGE, f"runs={tmp_path}", "name=sweep"]
     done = ldm("train", "--multirun", *args, "optim.lr=0.001,0.002", "trainer.max_steps=2")
     assert done.code == 0, done.err
+    assert not Path("multirun.yaml").exists()
     manifests = sorted(tmp_path.rglob("export/manifest.json"))
     assert len(manifests) == 2
     assert [path.parts[-3] for path in manifests] == ["optim.lr=0.001", "optim.lr=0.002"]
