@@ -1,10 +1,10 @@
 """``ldm evaluate``: figures of a trained model, each with its protocol.
 
 A second stage is measured by the Fréchet distance of its samples to real pictures it was not trained on, beside the
-*floor*: the distance of as many real training pictures to the same reference, which a model that draws perfectly from
-its training set would reach. With classes, a *judge* (a small classifier trained on other real pictures the model never
-saw) also tells how often a sample is read as the class asked for, beside its accuracy on real pictures unknown to it.
-A first stage is measured by its reconstructions.
+*floor*: the distance of as many real training pictures, of the samples' classes, to the same reference, which a model
+that draws perfectly from its training set would reach. With classes, a *judge* (a small classifier trained on other
+real pictures the model never saw) also tells how often a sample is read as the class asked for, beside its accuracy on
+real pictures unknown to it. A first stage is measured by its reconstructions.
 """
 
 from __future__ import annotations
@@ -105,14 +105,13 @@ def _latent_diffusion(
         known, reference = _cut(reference, 0, share), _cut(reference, share, len(reference))
         judge = fit_judge(known.x, known.condition["class"], data.num_classes, seed=config.seed)
         extractors.append(JudgeExtractor(judge))
-    reference = _cut(reference, 0, min(config.n, len(reference)))
-    n = len(reference)
-    floor = _all(data.loader("train", limit=n, shuffle_seed=1))
-
-    samples = draw(
+    floor = _all(data.loader("train", limit=min(config.n, len(reference)), shuffle_seed=1))
+    n = len(floor)
+    reference = _cut(reference, 0, n)
+    samples = draw(  # with the conditions of the floor's pictures, so that the two differ in the pictures alone
         module,
-        reference.index,
-        reference.condition,
+        torch.arange(n),
+        floor.condition,
         seed=config.seed,
         batch_size=config.batch_size,
         sampler=sampler,
@@ -124,7 +123,7 @@ def _latent_diffusion(
         figures[label] = {"value": value, "real": floor_value}
     if judge is not None:
         figures[f"class_accuracy@{n}"] = {
-            "value": _accuracy(judge, samples, reference.condition["class"]),
+            "value": _accuracy(judge, samples, floor.condition["class"]),
             "real": _accuracy(judge, reference.x, reference.condition["class"]),
         }
     if config.grid:

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Batch"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """A batch of samples with their conditions and their identity.
 

@@ -69,7 +69,7 @@ class LogitNormal:
         """Map (B,) uniforms in [0, 1) to (B,) times in (0, 1)."""
         # A 24-bit uniform may be exactly 0, whose quantile is -inf.
         quantile = torch.special.ndtri(uniform.clamp(2.0**-25, 1 - 2.0**-24))
-        return torch.sigmoid(self.mean + self.std * quantile)
+        return torch.nn.functional.logsigmoid(self.mean + self.std * quantile).exp()
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ class GaussianPath(nn.Module):
         alpha, sigma = self.schedule.alpha_sigma(t)
         return expand(alpha, like), expand(sigma, like)
 
-    def noise(self, streams: Streams, shape: Sequence[int]) -> Tensor:
+    def noise(self, streams: Streams, shape: Sequence[int], purpose: str = "noise") -> Tensor:
         """(B, *shape) standard normals, every sample's from its own stream."""
-        return streams.normal("noise", shape)
+        return streams.normal(purpose, shape)
 
     def corrupt(self, z0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Draw z_t from q(z_t | z_0) with the given standard normal ``noise``."""

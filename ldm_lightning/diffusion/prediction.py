@@ -60,7 +60,7 @@ class Velocity:
     """v = alpha noise - sigma z_0 (Salimans & Ho 2022)."""
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """V."""
+        """The angular velocity v."""
         return alpha * noise - sigma * z0
 
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

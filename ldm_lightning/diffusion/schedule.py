@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from ldm_lightning.errors import UserError
 
@@ -61,7 +62,7 @@ class LinearFlow(nn.Module):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The t at which the schedule has this log-SNR."""
-        return torch.sigmoid(-log_snr / 2)
+        return logsigmoid(-log_snr / 2).exp()
 
 
 class TableSchedule(nn.Module):
@@ -95,28 +96,28 @@ class TableSchedule(nn.Module):
         """Log-SNR at time t in [0, 1], interpolated between table entries."""
         table = self.log_snr_table.to(t.dtype)
         position = t * self.steps
-        left = position.detach().floor().clamp(0, self.steps - 1).long()
+        left = position.detach().floor().long().clamp(0, self.steps - 1)
         between = torch.lerp(table[left], table[left + 1], position - left)
-        variance = position * self.first_beta
+        variance = position.clamp(max=1) * self.first_beta
         return torch.where(position < 1, torch.log1p(-variance) - variance.log(), between)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise coefficients at time t in [0, 1]; their squares add to one."""
         log_snr = self.log_snr(t)
-        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        return (logsigmoid(log_snr) / 2).exp(), (logsigmoid(-log_snr) / 2).exp()
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The t at which the interpolated table has this log-SNR; 1 below the table's last entry."""
         falling = self.log_snr_table.to(log_snr.dtype)
         right = torch.searchsorted(-falling[1:], -log_snr.detach()).clamp(1, self.steps - 1) + 1
         share = (log_snr - falling[right - 1]) / (falling[right] - falling[right - 1])
-        first = torch.sigmoid(-log_snr) / self.first_beta
+        first = logsigmoid(-log_snr).exp() / self.first_beta
         position = torch.where(log_snr > falling[1], first, right - 1 + share)
         return (position / self.steps).clamp(0, 1)
 
 
 def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """(T,) variances rising linearly (Ho et al. 2020)."""
+    """(T,) variances rising linearly (Ho et al. 2020); the ends are those of 1000 steps and not rescaled for others."""
     return torch.linspace(first, last, steps, dtype=torch.float64)
 
 

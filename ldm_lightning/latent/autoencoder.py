@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from ldm_lightning.errors import UserError
@@ -48,4 +47,5 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures (B, C, H, W), about [-1, 1] but not clamped, of raw latents."""
-        return torch.as_tensor(self.decoder(z)).float()
+        x: Tensor = self.decoder(z)
+        return x.float()

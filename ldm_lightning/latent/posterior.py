@@ -13,7 +13,7 @@ from ldm_lightning.rng import Streams
 __all__ = ["GaussianPosterior"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianPosterior:
     """Diagonal Gaussian q(z | x) (Kingma & Welling 2014).
 
@@ -49,4 +49,5 @@ class GaussianPosterior:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """First and second moment of a draw, elementwise: E[z] and E[z^2] = mean^2 + variance."""
-        return self.mean, self.mean.square() + self.log_var.exp()
+        mean = self.mean.double()
+        return mean, mean.square() + self.log_var.double().exp()

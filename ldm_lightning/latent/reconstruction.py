@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ldm_lightning.latent.posterior import GaussianPosterior
@@ -22,7 +23,7 @@ class Term:
 
 def total(terms: dict[str, Term]) -> Tensor:
     """Weighted sum of the terms, a scalar."""
-    return sum((term.weight * term.value for term in terms.values()), start=next(iter(terms.values())).value * 0)
+    return torch.stack([term.weight * term.value for term in terms.values()]).sum()
 
 
 @dataclass(frozen=True)

@@ -42,16 +42,17 @@ class LatentScale(nn.Module):
         self.register_buffer("mean", mean.float())
         self.register_buffer("std", std.float())
 
-    def _view(self, statistics: Tensor, like: Tensor) -> Tensor:
-        return statistics.view(1, -1, *[1] * (like.ndim - 2))
-
     def standardize(self, raw: Tensor) -> Tensor:
         """Raw latents (B, C, *space) -> standardized latents."""
-        return (raw - self._view(self.mean, raw)) / self._view(self.std, raw)
+        return (raw - _view(self.mean, raw)) / _view(self.std, raw)
 
     def unstandardize(self, z: Tensor) -> Tensor:
         """Standardized latents (B, C, *space) -> raw latents."""
-        return z * self._view(self.std, z) + self._view(self.mean, z)
+        return z * _view(self.std, z) + _view(self.mean, z)
+
+
+def _view(statistics: Tensor, like: Tensor) -> Tensor:
+    return statistics.view(1, -1, *[1] * (like.ndim - 2))
 
 
 class LatentStatistics(Metric):
@@ -73,7 +74,6 @@ class LatentStatistics(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("first", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("second", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
-        self.set_dtype(torch.float64)
 
     def update(self, posterior: GaussianPosterior) -> None:
         """Add the posterior of a batch; the noise of a draw is accounted for exactly, not by drawing."""

@@ -60,13 +60,22 @@ def shrink(z: Tensor, t: Tensor) -> Tensor:
 @settings(deadline=None, max_examples=30)
 @given(steps=st.integers(1, 1000))
 def test_grid_goes_strictly_from_one_to_zero_and_joins_up(dtype, steps):
-    pairs = list(time_pairs(uniform_grid, steps, torch.zeros(3, 2, dtype=dtype)))
+    pairs = list(time_pairs(uniform_grid, steps, LinearFlow(), torch.zeros(3, 2, dtype=dtype)))
     assert len(pairs) == steps
     assert all(t.shape == s.shape == (3,) and t.dtype == s.dtype == dtype for t, s in pairs)
     assert torch.equal(pairs[0][0], torch.ones(3, dtype=dtype))
     assert torch.equal(pairs[-1][1], torch.zeros(3, dtype=dtype))
     assert all((s < t).all() for t, s in pairs)
     assert all(torch.equal(s, t) for (_, s), (t, _) in pairwise(pairs))
+
+
+@settings(deadline=None, max_examples=30)
+@given(steps=st.integers(1, 1000))
+def test_uniform_grid_is_even_to_double_precision(steps):
+    expected = [1 - step / steps for step in range(steps + 1)]
+    torch.testing.assert_close(
+        uniform_grid(steps, LinearFlow()), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15
+    )
 
 
 # --- costs -----------------------------------------------------------------------------------------------------------
@@ -198,6 +207,14 @@ def test_every_prediction_makes_the_same_trajectory(sampler, path, data):
 
 
 # --- precision and randomness ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_samples_are_kept_in_single_precision_at_least(sampler, path, dtype):
+    """A thousand times cannot be told apart in bfloat16, nor can small steps be added."""
+    z = torch.randn(2, 3, dtype=dtype)
+    kept = replace(sampler, steps=3)(shrink, path, z, Streams(0, torch.arange(2)))
+    assert kept.dtype == torch.promote_types(dtype, torch.float32)
 
 
 def test_single_precision_follows_double(sampler, path, data):

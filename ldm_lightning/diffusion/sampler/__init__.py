@@ -13,7 +13,7 @@ Each is a small frozen dataclass called as ``sampler(denoise, path, z, streams)`
 from ldm_lightning.diffusion.sampler.ddim import DDIM
 from ldm_lightning.diffusion.sampler.ddpm import DDPM
 from ldm_lightning.diffusion.sampler.euler import Euler
-from ldm_lightning.diffusion.sampler.grid import Sampler, time_pairs, uniform_grid
+from ldm_lightning.diffusion.sampler.grid import Sampler, flow_grid, time_pairs, uniform_grid
 from ldm_lightning.diffusion.sampler.heun import Heun
 
-__all__ = ["DDIM", "DDPM", "Euler", "Heun", "Sampler", "time_pairs", "uniform_grid"]
+__all__ = ["DDIM", "DDPM", "Euler", "Heun", "Sampler", "flow_grid", "time_pairs", "uniform_grid"]

@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, time_pairs, uniform_grid
+from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
 __all__ = ["DDIM"]
@@ -16,17 +17,21 @@ __all__ = ["DDIM"]
 
 @dataclass(frozen=True)
 class DDIM:
-    """Re-noise the predicted clean data along the predicted noise (eq. 12), with variance ``eta`` of fresh noise.
+    """Re-noise the predicted clean data along the predicted noise (eq. 12), with ``eta`` times the fresh noise of DDPM.
 
     Attributes:
         steps: number of steps, equal to the number of network evaluations.
-        eta: 0 deterministic, first order; 1 as much fresh noise as ancestral sampling.
+        eta: factor in [0, 1] on the standard deviation of the fresh noise: 0 deterministic, 1 ancestral sampling.
         grid: times of the steps.
     """
 
     steps: int = 50
     eta: float = 0.0
     grid: Grid = uniform_grid
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"sampler.eta={self.eta}: set it from 0 (deterministic) to 1 (as much noise as DDPM)")
 
     @property
     def evaluations(self) -> int:
@@ -35,7 +40,7 @@ class DDIM:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        for step, (t, s) in enumerate(time_pairs(self.grid, self.steps, z)):
+        for step, (t, s) in enumerate(time_pairs(self.grid, self.steps, path.schedule, z)):
             clean = denoise(z, t)
             alpha_t, sigma_t = path.coefficients(t, z)
             alpha_s, sigma_s = path.coefficients(s, z)

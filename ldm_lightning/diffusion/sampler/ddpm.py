@@ -33,7 +33,7 @@ class DDPM:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        for step, (t, s) in enumerate(time_pairs(self.grid, self.steps, z)):
+        for step, (t, s) in enumerate(time_pairs(self.grid, self.steps, path.schedule, z)):
             mean, std = path.posterior(z, denoise(z, t), s, t)
             z = mean + std * streams.normal(f"sampler/{step}", z.shape[1:]).to(z.dtype)
         return z

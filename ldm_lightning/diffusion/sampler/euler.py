@@ -17,7 +17,7 @@ __all__ = ["Euler"]
 
 @dataclass(frozen=True)
 class Euler:
-    """First-order, deterministic; on the linear flow z_s = z_t + (s - t) u, on other paths the same as DDIM.
+    """First order, deterministic: z_s = z_t + (s - t) u on the linear flow, and DDIM with eta = 0 on every path.
 
     Attributes:
         steps: number of steps, equal to the number of network evaluations.
@@ -34,7 +34,7 @@ class Euler:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        for t, s in time_pairs(self.grid, self.steps, z):
+        for t, s in time_pairs(self.grid, self.steps, path.schedule, z):
             scale_t, c_t = scale_and_clock(path, t, z)
             scale_s, c_s = scale_and_clock(path, s, z)
             y = z / scale_t

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
+from ldm_lightning.diffusion.schedule import Schedule
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
-__all__ = ["Grid", "Sampler", "time_pairs", "uniform_grid"]
+__all__ = ["Grid", "Sampler", "flow_grid", "time_pairs", "uniform_grid"]
 
-Grid = Callable[[int], Tensor]
+Grid = Callable[[int, Schedule], Tensor]
 
 
 class Sampler(Protocol):
@@ -34,12 +35,26 @@ class Sampler(Protocol):
         ...
 
 
-def uniform_grid(steps: int) -> Tensor:
+def uniform_grid(steps: int, schedule: Schedule) -> Tensor:
     """(steps + 1,) float64 times from 1 down to 0, evenly spaced ("trailing": the first is pure noise)."""
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
 
-def time_pairs(grid: Grid, steps: int, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def flow_grid(steps: int, schedule: Schedule) -> Tensor:
+    """(steps + 1,) float64 times from 1 to 0 between which sigma / (alpha + sigma) falls by equal amounts.
+
+    This is the time of the linear flow (see :mod:`~ldm_lightning.diffusion.sampler.flow_coordinates`), on which it is
+    the same as :func:`uniform_grid`.
+    """
+    alpha, sigma = schedule.alpha_sigma(torch.ones(1, dtype=torch.float64))
+    clock = torch.linspace(1, 0, steps + 1, dtype=torch.float64) * (sigma / (alpha + sigma)).cpu()
+    log_snr = 2 * (torch.log1p(-clock) - clock.log())
+    times = schedule.time(log_snr.to(alpha.device))
+    times[0], times[-1] = 1, 0  # exact ends
+    return times
+
+
+def time_pairs(grid: Grid, steps: int, schedule: Schedule, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (t, s), each (B,) on the device of ``z``, for every step from t down to s; the last s is 0.
 
     Raises:
@@ -47,5 +62,6 @@ def time_pairs(grid: Grid, steps: int, z: Tensor) -> Iterator[tuple[Tensor, Tens
     """
     if steps < 1:
         raise UserError(f"sampler.steps={steps}: at least one step is needed")
-    times = grid(steps).to(z.device, z.dtype)[:, None].expand(-1, z.shape[0])  # one transfer, before the loop
-    yield from itertools.pairwise(times)
+    # One transfer, before the loop; times closer than bfloat16 can tell must not merge.
+    times = grid(steps, schedule).to(z.device, torch.promote_types(z.dtype, torch.float32))
+    yield from itertools.pairwise(times[:, None].expand(-1, z.shape[0]))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock, velocity
-from ldm_lightning.diffusion.sampler.grid import Grid, time_pairs, uniform_grid
+from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid, time_pairs
 from ldm_lightning.rng import Streams
 
 __all__ = ["Heun"]
@@ -21,11 +21,12 @@ class Heun:
 
     Attributes:
         steps: number of steps; it takes 2 * steps - 1 network evaluations.
-        grid: times of the steps.
+        grid: times of the steps. Evenly spaced ones would cost the second order on DDPM tables, where sigma starts like
+            the root of t and the last step, of first order, would dominate the error.
     """
 
     steps: int = 25
-    grid: Grid = uniform_grid
+    grid: Grid = flow_grid
 
     @property
     def evaluations(self) -> int:
@@ -34,7 +35,7 @@ class Heun:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        for step, (t, s) in enumerate(time_pairs(self.grid, self.steps, z), start=1):
+        for step, (t, s) in enumerate(time_pairs(self.grid, self.steps, path.schedule, z), start=1):
             scale_t, c_t = scale_and_clock(path, t, z)
             scale_s, c_s = scale_and_clock(path, s, z)
             y_t = z / scale_t
