@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores, and several processe
 # A first stage and a denoiser as small as they can be, on 16x16 pictures.
 TINY_FIRST_STAGE = [
     "first_stage=kl_f4_tiny",
-    "first_stage.autoencoder.encoder.channels=[8,8]",
+    "first_stage.autoencoder.encoder.channels=[8,8,8]",
     "data.size=16",
     "data.batch_size=16",
     "data.num_workers=0",

@@ -85,8 +85,8 @@ def _torn_manifest(world: World) -> list[str]:
 def _other_network(world: World) -> list[str]:
     manifest = world.first / "export" / "manifest.json"
     content = json.loads(manifest.read_text())
-    content["config"]["first_stage"]["autoencoder"]["encoder"]["channels"] = [16, 16]
-    content["config"]["first_stage"]["autoencoder"]["decoder"]["channels"] = [16, 16]
+    content["config"]["first_stage"]["autoencoder"]["encoder"]["channels"] = [16, 16, 16]
+    content["config"]["first_stage"]["autoencoder"]["decoder"]["channels"] = [16, 16, 16]
     manifest.write_text(json.dumps(content))
     return world.latent_diffusion()
 
