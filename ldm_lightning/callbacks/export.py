@@ -18,7 +18,7 @@ __all__ = ["Export"]
 
 
 class Export(pl.Callback):
-    """Writes averaged weights, configuration and data fingerprint when training ends.
+    """Writes averaged weights, configuration and last metrics when training ends.
 
     Args:
         folder: the artifact folder.
@@ -40,7 +40,6 @@ class Export(pl.Callback):
             facts = {
                 "config": self.config,
                 "step": trainer.global_step,
-                "data": trainer.datamodule.fingerprint,  # type: ignore[attr-defined]
                 "metrics": metrics,
             }
             write_artifact(self.folder, kind, weights, {**facts, **details})

@@ -16,6 +16,7 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.frozen import FrozenFirstStage
 from ldm_lightning.latent.scale import LatentScale
+from ldm_lightning.nn.conditioner import Conditioner
 from ldm_lightning.nn.network import ConditionalNetwork
 from ldm_lightning.training.first_stage import FirstStage
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
@@ -24,23 +25,23 @@ __all__ = [
     "DATA_SHORTCUTS",
     "data_module",
     "derive",
-    "device",
     "first_stage",
     "frozen_first_stage",
     "latent_diffusion",
+    "load_weights",
     "resolve",
     "stage",
-    "trained_first_stage",
-    "trained_latent_diffusion",
 ]
 
 # Keys of data/*.yaml that exist to be short on the command line; the yaml spreads them to where they belong.
 DATA_SHORTCUTS = ("root", "captions", "size")
 
 
-def device() -> torch.device:
-    """Where a trained model runs: the first GPU, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# What is missing, and how data get it.
+_CONDITIONS = {
+    "class": "classes to condition on: sort the pictures into one sub-folder a class",
+    "caption": "captions to condition on: set data.captions=FILE",
+}
 
 
 def data_module(config: DictConfig) -> DataModule:
@@ -61,23 +62,21 @@ def derive(config: DictConfig, data: DataModule) -> None:
         "width": width,
         "num_classes": data.num_classes,
         "class_names": list(data.class_names),
+        "conditions": list(data.conditions(1)),
+        "data": data.fingerprint,
     }
-    if config.stage == "latent_diffusion":
-        trained = read_artifact(config.first_stage.run, "first_stage")
-        shape = tuple(trained.manifest["config"]["derived"][key] for key in ("channels", "height", "width"))
-        if shape[0] != channels:
-            raise UserError(
-                f"the first stage {config.first_stage.run} was trained on pictures with {shape[0]} channels, but "
-                f"these data have {channels}: set data.transform.channels={shape[0]} or train another first stage"
-            )
-        facts["latent_channels"] = trained.manifest["config"]["derived"]["latent_channels"]
-        facts["first_stage"] = trained.manifest["sha256"]
-        if config.condition._target_.rpartition(".")[2].startswith("Class") and not data.num_classes:
-            raise UserError("these data have no classes to condition on: add condition=none")
-        if config.condition._target_.rpartition(".")[2].startswith("Caption") and not data.has_captions:
-            raise UserError("these data have no captions to condition on: set data.captions=FILE, or condition=none")
-    else:
+    if config.stage == "first_stage":
         facts["latent_channels"] = config.first_stage.autoencoder.latent_channels
+    else:
+        trained = read_artifact(config.first_stage.run, "first_stage").manifest
+        before = trained["config"]["derived"]
+        if before["channels"] != channels:
+            raise UserError(
+                f"the first stage {config.first_stage.run} was trained on pictures with {before['channels']} channels, "
+                f"but these data have {channels}: set data.transform.channels={before['channels']}, "
+                "or train another first stage"
+            )
+        facts |= {"latent_channels": before["latent_channels"], "first_stage": trained["sha256"]}
     with open_dict(config):
         config.derived = facts
 
@@ -112,7 +111,10 @@ def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
     frozen = frozen_first_stage(read_artifact(run, "first_stage"))
     derived = config.derived
     latent_shape = frozen.latent_shape((derived.channels, derived.height, derived.width))
-    conditioner = instantiate(config.condition)
+    conditioner: Conditioner = instantiate(config.condition)
+    for name in conditioner.reads:
+        if name not in derived.conditions:
+            raise UserError(f"these data have no {_CONDITIONS.get(name, name)}, or add condition=none")
     backbone = instantiate(config.denoiser, vector_width=conditioner.vector_width, token_width=conditioner.token_width)
     network = ConditionalNetwork(backbone, conditioner)
     return LatentDiffusion(
@@ -128,7 +130,12 @@ def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
     )
 
 
-def _load(module: torch.nn.Module, artifact: Artifact, run: str | Path) -> None:
+def load_weights(module: torch.nn.Module, artifact: Artifact, run: str | Path) -> None:
+    """Fill ``module`` with the weights of the artifact of ``run``.
+
+    Raises:
+        UserError: they do not fit.
+    """
     try:
         module.load_state_dict(artifact.weights)
     except RuntimeError as error:
@@ -141,20 +148,6 @@ def _load(module: torch.nn.Module, artifact: Artifact, run: str | Path) -> None:
 def frozen_first_stage(artifact: Artifact) -> FrozenFirstStage:
     """A trained first stage as the second stage holds it."""
     autoencoder: Autoencoder = instantiate(OmegaConf.create(artifact.manifest["config"]).first_stage.autoencoder)
-    _load(autoencoder, artifact, "the first stage")
+    load_weights(autoencoder, artifact, "the first stage")
     statistics = artifact.manifest["statistics"]
     return FrozenFirstStage(autoencoder, LatentScale(torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])))
-
-
-def trained_first_stage(artifact: Artifact) -> FirstStage:
-    """A trained first stage, for reconstruction and evaluation."""
-    module = first_stage(OmegaConf.create(artifact.manifest["config"]))
-    _load(module.autoencoder, artifact, "the first stage")
-    return module.eval()
-
-
-def trained_latent_diffusion(artifact: Artifact, run: str | Path) -> LatentDiffusion:
-    """A trained second stage with the first stage its run folder keeps."""
-    module = latent_diffusion(OmegaConf.create(artifact.manifest["config"]), Path(run) / "first_stage")
-    _load(module.denoiser.network, artifact, run)
-    return module.eval()

@@ -24,10 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_lightning import __version__
-from ldm_lightning.artifact import Artifact, read_artifact, replace_file
+from ldm_lightning.artifact import read_artifact, replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
 from ldm_lightning.cli.sample import choose, draw
+from ldm_lightning.cli.trained import device, load_first_stage, load_latent_diffusion
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
@@ -44,13 +45,13 @@ def main(config: DictConfig) -> None:
     artifact = read_artifact(config.run)
     data = build.data_module(OmegaConf.create(artifact.manifest["config"]))
     data.setup()
-    if data.fingerprint != artifact.manifest["data"]:
+    if data.fingerprint != artifact.manifest["config"]["derived"]["data"]:
         raise UserError(
             f"the data set is not the one {config.run} was trained on (another fingerprint): its split may leak; "
             "restore the pictures, or train again"
         )
     measure = {"first_stage": _first_stage, "latent_diffusion": _latent_diffusion}[artifact.manifest["kind"]]
-    figures, protocol = measure(config, artifact, data)
+    figures, protocol = measure(config, data)
     protocol |= {
         "weights": artifact.manifest["sha256"][:12],
         "step": artifact.manifest["step"],
@@ -74,27 +75,25 @@ def _reference(config: DictConfig, data: DataModule) -> str:
     return split
 
 
-def _first_stage(config: DictConfig, artifact: Artifact, data: DataModule) -> tuple[dict[str, Any], dict[str, Any]]:
-    module = build.trained_first_stage(artifact)
+def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], dict[str, Any]]:
+    module = load_first_stage(config.run).module
     split = _reference(config, data)
     metrics, count = reconstruction_metrics(), 0
-    distances = [FrechetDistance(extractor) for extractor in _extractors(config)]
+    distances = [FrechetDistance(extractor).to(device()) for extractor in _extractors(config)]
     for batch in tqdm(data.loader(split, limit=config.n), desc="reconstructing", unit="batch"):
-        reconstruction = module.reconstruct(batch.x)
+        reconstruction = module.reconstruct(batch.x.to(module.device)).cpu()
         metrics.update(reconstruction, batch.x)
         for distance in distances:
-            distance.update(batch.x, real=True)
-            distance.update(reconstruction, real=False)
+            distance.update(batch.x.to(device()), real=True)
+            distance.update(reconstruction.to(device()), real=False)
         count += len(batch)
     figures = {f"{name}@{count}": {"value": float(value)} for name, value in metrics.compute().items()}
     figures |= {f"r{distance.label}": {"value": float(distance.compute())} for distance in distances}
     return figures, {"reference": split, "n": count}
 
 
-def _latent_diffusion(
-    config: DictConfig, artifact: Artifact, data: DataModule
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    module = build.trained_latent_diffusion(artifact, config.run)
+def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], dict[str, Any]]:
+    module = load_latent_diffusion(config.run).module
     sampler, guidance = choose(config, module)
     split = _reference(config, data)
     reference = _all(data.loader(split, limit=None, shuffle_seed=0))
@@ -103,7 +102,7 @@ def _latent_diffusion(
     if config.judge and data.num_classes:
         share = round(len(reference) * config.judge_share)
         known, reference = _cut(reference, 0, share), _cut(reference, share, len(reference))
-        judge = fit_judge(known.x, known.condition["class"], data.num_classes, seed=config.seed)
+        judge = fit_judge(known.x.to(device()), known.condition["class"], data.num_classes, seed=config.seed)
         extractors.append(JudgeExtractor(judge))
     floor = _all(data.loader("train", limit=min(config.n, len(reference)), shuffle_seed=1))
     n = len(floor)
@@ -157,16 +156,16 @@ def _cut(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def _distance(extractor: Extractor, real: Tensor, other: Tensor, batch_size: int) -> tuple[float, str]:
-    metric = FrechetDistance(extractor)
+    metric = FrechetDistance(extractor).to(device())
     for pictures, is_real in ((real, True), (other, False)):
         for part in pictures.split(batch_size):
-            metric.update(part, real=is_real)
+            metric.update(part.to(device()), real=is_real)
     return float(metric.compute()), metric.label
 
 
 def _accuracy(judge: Judge, pictures: Tensor, labels: Tensor) -> float:
-    metric = ClassAccuracy(judge)
-    metric.update(pictures, labels)
+    metric = ClassAccuracy(judge).to(device())
+    metric.update(pictures.to(device()), labels.to(device()))
     return float(metric.compute()["accuracy"])
 
 

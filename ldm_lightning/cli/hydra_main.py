@@ -49,6 +49,7 @@ def run(verb: str) -> None:
     Exits with code 2 and one line for a mistake of the user's; defects of ours keep their traceback.
     """
     original, overrides = list(sys.argv), sys.argv[2:]
+    sys.path.insert(0, "")  # a _target_ of the user's own may lie in the current folder
     task: Callable[[DictConfig], Any] = importlib.import_module(f"ldm_lightning.cli.{verb}").main
 
     def job(config: DictConfig) -> Any:
@@ -90,8 +91,9 @@ def explain(error: BaseException, verb: str, overrides: list[str]) -> str | None
     if isinstance(error, ConfigCompositionException):
         return _unknown_key(error, verb, overrides)
     if isinstance(error, InstantiationException):
-        # A value of the wrong type, or an argument that a constructor does not have.
-        return " ".join(str(error).split()) if isinstance(chain[-1], TypeError) else None
+        # A _target_ that is not there, a value of the wrong type, an argument that a constructor does not have.
+        known = isinstance(chain[-1], TypeError | ImportError | AttributeError) or len(chain) == 1
+        return " ".join(str(error).split()) if known else None
     return _first_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
 
 
@@ -123,7 +125,7 @@ def _unknown_key(error: ConfigCompositionException, verb: str, overrides: list[s
 
 def _known_keys(verb: str, unknown: str, overrides: list[str]) -> list[str]:
     """Every key of the configuration that the overrides compose to, the mistaken ones left out."""
-    usable = [text for text in overrides if not text.startswith("-")]
+    usable = [text for text in overrides if text.startswith("~") or ("=" in text and not text.startswith("-"))]
     while True:
         usable = [text for text in usable if re.split("[=+~@]", text.lstrip("+~"))[0] != unknown]
         try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ldm_lightning.artifact import read_artifact
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
+from ldm_lightning.cli.trained import device, load_first_stage
 from ldm_lightning.metrics.reconstruction import reconstruction_metrics
 
 __all__ = ["main"]
@@ -17,17 +17,15 @@ __all__ = ["main"]
 
 def main(config: DictConfig) -> None:
     """Save rows of originals, reconstructions and differences, and print how far apart they are."""
-    artifact = read_artifact(config.run, "first_stage")
-    module = build.trained_first_stage(artifact)
-    trained = OmegaConf.create(artifact.manifest["config"])
+    trained = load_first_stage(config.run)
     if config.pictures is not None:
-        trained.data.source = {"_target_": "ldm_lightning.data.folder.ImageFolder", "root": config.pictures}
-        trained.data.validation, trained.data.test = 0.0, 0.0
-    data = build.data_module(trained)
+        trained.config.data.source = {"_target_": "ldm_lightning.data.folder.ImageFolder", "root": config.pictures}
+        trained.config.data.validation, trained.config.data.test = 0.0, 0.0
+    data = build.data_module(trained.config)
     data.setup()
     split = "validation" if config.pictures is None else "train"
     originals = torch.cat([batch.x for batch in data.loader(split, limit=config.n)])
-    reconstructions = module.reconstruct(originals)
+    reconstructions = trained.module.reconstruct(originals.to(device())).cpu()
     metrics = reconstruction_metrics()
     metrics.update(reconstructions, originals)
     sheet = Path(config.output or Path(config.run) / "reconstructions.png")

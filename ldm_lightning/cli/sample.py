@@ -14,9 +14,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_lightning.artifact import Artifact, read_artifact
 from ldm_lightning.callbacks.picture_grid import save_grid, to_uint8
-from ldm_lightning.cli import build
+from ldm_lightning.cli.trained import Trained, load_latent_diffusion
 from ldm_lightning.data.dataset import encode_caption
 from ldm_lightning.diffusion.guidance import ClassifierFree, Guidance
 from ldm_lightning.diffusion.sampler import Sampler
@@ -28,12 +27,11 @@ __all__ = ["choose", "draw", "main"]
 
 def main(config: DictConfig) -> None:
     """Draw ``n`` pictures, save each and a grid of all."""
-    artifact = read_artifact(config.run, "latent_diffusion")
-    module = build.trained_latent_diffusion(artifact, config.run)
-    condition = _conditions(config, artifact)
-    sampler, guidance = choose(config, module)
+    trained = load_latent_diffusion(config.run)
+    condition = _conditions(config, trained)
+    sampler, guidance = choose(config, trained.module)
     pictures = draw(
-        module,
+        trained.module,
         torch.arange(config.n),
         condition,
         seed=config.seed,
@@ -72,32 +70,30 @@ def draw(
     """Pictures (N, C, H, W) in [-1, 1] on the CPU, drawn in batches; the split into batches changes nothing."""
     if len(index) < 1 or batch_size < 1:
         raise UserError(f"n={len(index)} and batch_size={batch_size} must be at least 1")
-    device = build.device()
-    module.to(device)
-    module.first_stage.to(device)
     pictures = []
     with tqdm(total=len(index), desc="sampling", unit="picture") as bar:
         for part in torch.arange(len(index)).split(batch_size):
-            own = {name: value[part].to(device) for name, value in condition.items()}
-            pictures.append(module.sample(index[part].to(device), own, seed, sampler, guidance).cpu())
+            own = {name: value[part].to(module.device) for name, value in condition.items()}
+            pictures.append(module.sample(index[part].to(module.device), own, seed, sampler, guidance).cpu())
             bar.update(len(part))
     return torch.cat(pictures)
 
 
-def _conditions(config: DictConfig, artifact: Artifact) -> dict[str, Tensor]:
+def _conditions(config: DictConfig, trained: Trained[LatentDiffusion]) -> dict[str, Tensor]:
     """Conditions of n samples: the classes and captions asked for, in turn."""
-    trained = artifact.manifest["config"]
-    names: list[str] = trained["derived"]["class_names"]
-    numbers = [_class_number(name, names) for name in _list(config.classes)] or list(range(len(names)))
+    names = list(trained.config.derived.class_names)
+    turn = torch.arange(config.n)
     condition = {}
-    if numbers:
-        condition["class"] = torch.tensor(numbers)[torch.arange(config.n) % len(numbers)]
-    if captions := _list(config.captions):
-        length = trained["data"]["caption_length"]
-        encoded = torch.stack([encode_caption(str(caption), length) for caption in captions])
-        condition["caption"] = encoded[torch.arange(config.n) % len(captions)]
-    elif trained["condition"]["_target_"].endswith("CaptionTokens"):
-        raise UserError("this model draws what a caption says: add captions='a text' or captions=['one','two']")
+    if numbers := [_class_number(name, names) for name in _list(config.classes)] or list(range(len(names))):
+        condition["class"] = torch.tensor(numbers)[turn % len(numbers)]
+    if captions := [str(caption) for caption in _list(config.captions)]:
+        length = trained.config.data.caption_length
+        encoded = torch.stack([encode_caption(caption, length) for caption in captions])
+        condition["caption"] = encoded[turn % len(captions)]
+    conditioner = trained.module.denoiser.network.get_submodule("conditioner")
+    if missing := [name for name in conditioner.reads if name not in condition]:  # type: ignore[union-attr]
+        mend = "captions='a text', or captions=['one','two']" if missing == ["caption"] else "another run"
+        raise UserError(f"this model draws by {' and '.join(missing)}, which is not given: add {mend}")
     return condition
 
 

@@ -22,6 +22,7 @@ from ldm_lightning.artifact import copy_artifact, read_artifact
 from ldm_lightning.callbacks.checkpoints import AtomicCheckpointIO, latest
 from ldm_lightning.callbacks.export import Export
 from ldm_lightning.callbacks.interruption import Interruption
+from ldm_lightning.callbacks.reseed import Reseed
 from ldm_lightning.callbacks.rewind import RewindMetrics
 from ldm_lightning.cli import build
 from ldm_lightning.cli.curves import draw_curves
@@ -79,8 +80,8 @@ def _name_sweep_job(config: DictConfig) -> None:
     job = HydraConfig.get()
     if job.mode != RunMode.MULTIRUN:
         return
-    launcher = str(job.launcher._target_)
-    if config.trainer.devices not in ("auto", 1, "1") and "Basic" in launcher:
+    alone = torch.cuda.device_count() < 2 if config.trainer.devices in ("auto", -1) else config.trainer.devices == 1
+    if not alone and "Basic" in str(job.launcher._target_):
         raise UserError(
             "a sweep over several devices needs a launcher that starts one process per device: "
             "add hydra/launcher=submitit_slurm, or set trainer.devices=1"
@@ -121,7 +122,7 @@ def _trainer(config: DictConfig, folder: Path, plain: dict[str, Any], interrupti
         precision=_precision(config.trainer.precision),
         default_root_dir=str(folder),
         logger=loggers,
-        callbacks=[interruption, RewindMetrics(), *callbacks],
+        callbacks=[interruption, Reseed(config.seed), RewindMetrics(), *callbacks],
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=True,
         _convert_="object",

@@ -41,17 +41,22 @@ class GaussianPath(nn.Module):
         alpha, sigma = self.schedule.alpha_sigma(t)
         return expand(alpha, like), expand(sigma, like)
 
-    def noise(self, streams: Streams, shape: Sequence[int], purpose: str = "noise") -> Tensor:
+    def noise(self, streams: Streams, shape: Sequence[int]) -> Tensor:
         """(B, *shape) standard normals, every sample's from its own stream."""
-        return streams.normal(purpose, shape)
+        return streams.normal("noise", shape)
 
     def corrupt(self, z0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Draw z_t from q(z_t | z_0) with the given standard normal ``noise``."""
         alpha, sigma = self.coefficients(t, z0)
         return alpha * z0 + sigma * noise
 
-    def prior(self, noise: Tensor) -> Tensor:
-        """Draw z_1, where sampling starts: N(0, alpha(1)^2 + sigma(1)^2), the marginal of standardized latents."""
+    def prior(self, streams: Streams, shape: Sequence[int]) -> Tensor:
+        """Draw z_1, where sampling starts: N(0, alpha(1)^2 + sigma(1)^2), the marginal of standardized latents.
+
+        Returns:
+            (B, *shape); its numbers are independent of those of :meth:`noise`.
+        """
+        noise = streams.normal("prior", shape)
         alpha, sigma = self.coefficients(noise.new_ones(1), noise)
         return (alpha**2 + sigma**2).sqrt() * noise
 

@@ -29,8 +29,10 @@ class Conditioner(nn.Module):
     Attributes:
         vector_width: width of ``Context.vector``; None if there is none.
         token_width: width of ``Context.tokens``; None if there are none.
+        reads: names of the conditions that a batch must hold.
     """
 
+    reads: tuple[str, ...] = ()
     vector_width: int | None = None
     token_width: int | None = None
 
@@ -54,6 +56,8 @@ class NoCondition(Conditioner):
 class ClassVector(Conditioner):
     """Class label ``condition["class"]``, (B,) int64 in [0, num_classes), as a vector added to the time embedding."""
 
+    reads = ("class",)
+
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
         self.vector_width = width
@@ -66,6 +70,8 @@ class ClassVector(Conditioner):
 
 class ClassTokens(Conditioner):
     """Class label ``condition["class"]``, (B,) int64 in [0, num_classes), as one token for cross-attention."""
+
+    reads = ("class",)
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
@@ -91,6 +97,7 @@ class CaptionTokens(Conditioner):
         heads: attention heads.
     """
 
+    reads = ("caption",)
     _BEGIN, _NULL, _SYMBOLS = 257, 258, 259
 
     def __init__(self, width: int, length: int = 64, depth: int = 2, heads: int = 4) -> None:
@@ -136,6 +143,7 @@ class Conditioners(Conditioner):
         self.parts = nn.ModuleList(conditioners)
         self.vector_width = _common("vector_width", [part.vector_width for part in conditioners])
         self.token_width = _common("token_width", [part.token_width for part in conditioners])
+        self.reads = tuple(dict.fromkeys(name for part in conditioners for name in part.reads))
 
     def forward(self, condition: Mapping[str, Tensor], drop: Tensor | None = None) -> Context:
         """Return the joint context; ``drop`` drops all conditions of a sample together."""

@@ -113,7 +113,7 @@ class LatentDiffusion(pl.LightningModule):
         """
         path, streams = self.denoiser.path, Streams(seed, index)
         denoise = (guidance or self.guidance)(self.denoiser, condition)
-        z = path.prior(path.noise(streams, self.latent_shape, "prior"))
+        z = path.prior(streams, self.latent_shape)
         z0 = (sampler or self.sampler)(denoise, path, z, streams)
         return self.first_stage.decode(z0)
 

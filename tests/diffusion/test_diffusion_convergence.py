@@ -151,7 +151,7 @@ def test_samples_are_distributed_as_the_data_end_to_end(name, path, data):
 
     sampler = replace({"heun": Heun(), **FIRST_ORDER}[name], steps=30)
     denoise = ClassifierFree()(Denoiser(Network(), path, Velocity()), {})
-    samples = sampler(denoise, path, path.prior(path.noise(streams, (3,))), streams).double()
+    samples = sampler(denoise, path, path.prior(streams, (3,)), streams).double()
     offset, start, fresh = affine(sampler, path, data)  # what exact arithmetic makes of the prior N(0, I)
     mean, covariance = offset, start @ start.T + fresh @ fresh.T
     deviation = covariance.diagonal().sqrt()

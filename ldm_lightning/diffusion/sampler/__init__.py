@@ -13,7 +13,19 @@ Each is a small frozen dataclass called as ``sampler(denoise, path, z, streams)`
 from ldm_lightning.diffusion.sampler.ddim import DDIM
 from ldm_lightning.diffusion.sampler.ddpm import DDPM
 from ldm_lightning.diffusion.sampler.euler import Euler
+from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock, velocity
 from ldm_lightning.diffusion.sampler.grid import Sampler, flow_grid, time_pairs, uniform_grid
 from ldm_lightning.diffusion.sampler.heun import Heun
 
-__all__ = ["DDIM", "DDPM", "Euler", "Heun", "Sampler", "flow_grid", "time_pairs", "uniform_grid"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "Euler",
+    "Heun",
+    "Sampler",
+    "flow_grid",
+    "scale_and_clock",
+    "time_pairs",
+    "uniform_grid",
+    "velocity",
+]

@@ -1,0 +1,69 @@
+"""A trained run, ready to use: what ``sample``, ``reconstruct`` and ``evaluate`` start from, and scripts as well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ldm_lightning.artifact import Artifact, read_artifact
+from ldm_lightning.cli import build
+from ldm_lightning.errors import UserError
+from ldm_lightning.training.first_stage import FirstStage
+from ldm_lightning.training.latent_diffusion import LatentDiffusion
+
+__all__ = ["Trained", "device", "load_first_stage", "load_latent_diffusion"]
+
+Module = TypeVar("Module", FirstStage, LatentDiffusion)
+
+
+@dataclass(frozen=True)
+class Trained(Generic[Module]):
+    """A trained stage.
+
+    Attributes:
+        module: with its trained weights, in eval mode, on :func:`device`.
+        artifact: what its run exported.
+        config: the configuration it was trained with.
+    """
+
+    module: Module
+    artifact: Artifact
+    config: DictConfig
+
+
+def device() -> torch.device:
+    """Where a trained model runs: the first GPU, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_first_stage(run: str | Path) -> Trained[FirstStage]:
+    """The first stage trained in the folder ``run``.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    artifact = read_artifact(run, "first_stage")
+    config = OmegaConf.create(artifact.manifest["config"])
+    module = build.first_stage(config)
+    build.load_weights(module.autoencoder, artifact, run)
+    return Trained(module.eval().to(device()), artifact, config)
+
+
+def load_latent_diffusion(run: str | Path) -> Trained[LatentDiffusion]:
+    """The second stage trained in the folder ``run``, with the first stage that the folder keeps.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    artifact = read_artifact(run, "latent_diffusion")
+    if not (Path(run) / "first_stage").is_dir():
+        raise UserError(f"{run} has lost its folder first_stage: copy the first stage's export folder to it")
+    config = OmegaConf.create(artifact.manifest["config"])
+    module = build.latent_diffusion(config, Path(run) / "first_stage")
+    build.load_weights(module.denoiser.network, artifact, run)
+    module.first_stage.to(device())
+    return Trained(module.eval().to(device()), artifact, config)
