@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,5 +94,8 @@ def write_log(folder: Path) -> None:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter("%(message)s"))
+    for handler in (file, terminal):
+        handler.addFilter(lambda record: "litlogger" not in record.getMessage())  # Lightning's advertisement
     logging.basicConfig(level=logging.INFO, handlers=[file, terminal])
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own affair
     logging.captureWarnings(True)
