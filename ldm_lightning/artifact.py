@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 from ldm_lightning import __version__
 from ldm_lightning.errors import UserError
 
-__all__ = ["Artifact", "copy_artifact", "read_artifact", "replace_file", "write_artifact"]
+__all__ = ["Artifact", "copy_artifact", "locate", "read_artifact", "replace_file", "write_artifact"]
 
 MANIFEST = "manifest.json"
 
@@ -68,7 +69,7 @@ def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], detai
                 stale.unlink()
 
 
-def _locate(run: Path) -> Path:
+def locate(run: Path) -> Path:
     """The artifact folder of a run folder, or the folder itself when it already is an artifact."""
     return run if (run / MANIFEST).is_file() else run / "export"
 
@@ -86,7 +87,7 @@ def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
     run = Path(run)
     if not run.is_dir():
         raise UserError(f"{run} does not exist: give the folder of a finished run, such as runs/NAME")
-    folder = _locate(run)
+    folder = locate(run)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
@@ -111,6 +112,6 @@ def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
 
 def copy_artifact(run: str | Path, folder: Path) -> None:
     """Copy the artifact of ``run`` into ``folder``, so that a run does not depend on another one's folder."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.copytree(_locate(Path(run)), temporary)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    shutil.copytree(locate(Path(run)), temporary, dirs_exist_ok=True)
     temporary.rename(folder)

@@ -25,7 +25,7 @@ TINY_FIRST_STAGE = [
     "data.batch_size=16",
     "data.num_workers=0",
     "data.validation=0.2",
-    "callbacks.statistics.pictures=64",
+    "statistics_pictures=64",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.max_steps=6",
@@ -44,7 +44,7 @@ TINY_LATENT_DIFFUSION = [
     "optim.lr=0.02",
     "learning_rate.warmup=0",
     "callbacks.gallery.n=4",
-    *[text for text in TINY_FIRST_STAGE if not text.startswith(("first_stage", "callbacks.statistics"))],
+    *[text for text in TINY_FIRST_STAGE if not text.startswith(("first_stage", "statistics"))],
 ]
 
 

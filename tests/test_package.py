@@ -49,7 +49,7 @@ def test_the_wheel_trains_outside_a_checkout(site: Path, tmp_path: Path) -> None
     )
     assert all(path.startswith(str(site)) for path in shown.stdout.split())
     small = ["debug=fast", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.devices=1", "name=outside"]
-    done = run(site, tmp_path, "train", "experiment=mnist5k_first_stage", *small, "callbacks.statistics.pictures=64")
+    done = run(site, tmp_path, "train", "experiment=mnist5k_first_stage", *small, "statistics_pictures=64")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "outside" / "export" / "manifest.json").is_file()
 

@@ -13,6 +13,8 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from ldm_lightning.errors import UserError, nearest
+
 __all__ = ["AtomicCheckpointIO", "Checkpoints", "intact", "latest"]
 
 LAST = "last.ckpt"
@@ -67,7 +69,11 @@ class Checkpoints(Checkpoint):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.monitor = monitor
-        self.sign = {"min": 1.0, "max": -1.0}[mode]
+        if mode not in ("min", "max"):
+            raise UserError(f"callbacks.checkpoints.mode={mode} is neither min nor max")
+        if every_n_steps < 1:
+            raise UserError(f"callbacks.checkpoints.every_n_steps={every_n_steps} must be at least 1")
+        self.sign = 1.0 if mode == "min" else -1.0
         self.best = math.inf
         self.saved_step = 0
 
@@ -81,6 +87,8 @@ class Checkpoints(Checkpoint):
         At the stop it must be now: after this hook Lightning counts the epoch as finished, even in its middle.
         """
         step = trainer.global_step
+        if trainer.fit_loop._should_accumulate():
+            return  # the gradients accumulated so far are not part of a checkpoint
         due = step % self.every_n_steps == 0 or trainer.should_stop or step == trainer.max_steps
         if due and step != self.saved_step:
             self._save_last(trainer)
@@ -89,9 +97,12 @@ class Checkpoints(Checkpoint):
         """Save, and keep a copy when the monitored value is the best so far."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is not None and self.sign * float(value) < self.best:
-            self.best = self.sign * float(value)
+        if self.monitor not in trainer.callback_metrics:
+            mend = nearest(self.monitor, trainer.callback_metrics)
+            raise UserError(f"callbacks.checkpoints.monitor={self.monitor} is not logged{mend}")
+        value = self.sign * float(trainer.callback_metrics[self.monitor])
+        if value < self.best:
+            self.best = value
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
         self._save_last(trainer)
 

@@ -10,14 +10,16 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.errors import UserError
+
 __all__ = ["Ema"]
 
 
 class Ema(pl.Callback):
     """Averages the parameters of one submodule; validation, samples and exports use the average.
 
-    The average warms up as in Karras et al.'s and TensorFlow's practice: after n optimizer steps the decay is
-    min(decay, (1 + n) / (10 + n)), so early averages do not remember the initialization.
+    The average warms up as TensorFlow's does: after n optimizer steps the decay is min(decay, (1 + n) / (10 + n)), so
+    early averages do not remember the initialization.
 
     Args:
         module: name of the submodule of the LightningModule, such as ``"denoiser"``.
@@ -25,13 +27,19 @@ class Ema(pl.Callback):
     """
 
     def __init__(self, module: str = "denoiser", decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"callbacks.ema.decay={decay}: set it from 0 to below 1")
         self.module = module
         self.decay = decay
         self.step = 0
         self.average: dict[str, Tensor] = {}
 
     def _parameters(self, pl_module: pl.LightningModule) -> dict[str, nn.Parameter]:
-        return dict(pl_module.get_submodule(self.module).named_parameters())
+        try:
+            return dict(pl_module.get_submodule(self.module).named_parameters())
+        except AttributeError:
+            names = [name for name, _ in pl_module.named_children()]
+            raise UserError(f"callbacks.ema.module={self.module} is no part of the model (parts: {names})") from None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start from the initial weights, or move a restored average to the device of the weights."""

@@ -43,6 +43,14 @@ class FrechetDuringTraining(pl.Callback):
             if new:
                 metric.update(real.x, real=True)
             metric.update(pl_module.sample(real.index, real.condition, self.seed), real=False)  # type: ignore[operator]
-        distance = metric.compute()
+        distance = metric.compute()  # on all ranks together
         pl_module.log(f"val/{metric.label}", distance)
         metric.reset()
+
+    def state_dict(self) -> dict[str, int]:
+        """How many validations there have been."""
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting."""
+        self.validations = state_dict["validations"]

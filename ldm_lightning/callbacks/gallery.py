@@ -10,9 +10,15 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.callbacks.picture_grid import save_grid
+from ldm_lightning.errors import UserError
 from ldm_lightning.loggers.media import log_pictures
 
 __all__ = ["ReconstructionGallery", "SampleGallery"]
+
+
+def _check(n: int, columns: int) -> None:
+    if n < 1 or columns < 1:
+        raise UserError(f"callbacks.gallery.n={n} and callbacks.gallery.columns={columns} must be at least 1")
 
 
 def _show(folder: Path, trainer: pl.Trainer, name: str, pictures: Tensor | Sequence[Tensor], columns: int) -> None:
@@ -32,6 +38,7 @@ class SampleGallery(pl.Callback):
     """
 
     def __init__(self, folder: str, n: int = 40, columns: int = 10, seed: int = 0) -> None:
+        _check(n, columns)
         self.folder = Path(folder)
         self.n, self.columns, self.seed = n, columns, seed
 
@@ -55,6 +62,7 @@ class ReconstructionGallery(pl.Callback):
     """
 
     def __init__(self, folder: str, n: int = 20, columns: int = 10) -> None:
+        _check(n, columns)
         self.folder = Path(folder)
         self.n, self.columns = n, columns
 
@@ -62,7 +70,6 @@ class ReconstructionGallery(pl.Callback):
         """Draw one sheet on the first rank."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        batches = trainer.datamodule.loader("validation", limit=self.n)  # type: ignore[attr-defined]
-        originals = torch.cat([batch.x for batch in batches]).to(pl_module.device)
+        originals = trainer.datamodule.pictures("validation", self.n).x.to(pl_module.device)  # type: ignore[attr-defined]
         pictures: Tensor = pl_module.reconstruct(originals)  # type: ignore[operator]
         _show(self.folder, trainer, "reconstructions", (originals, pictures), self.columns)

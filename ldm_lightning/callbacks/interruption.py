@@ -1,4 +1,4 @@
-"""Orderly stops: Ctrl-C, a cluster's SIGTERM and SIGUSR1 end training after the batch in hand."""
+"""Orderly stops: Ctrl-C, a cluster's SIGTERM and SIGUSR1 end training after the step in hand."""
 
 from __future__ import annotations
 
@@ -8,35 +8,45 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-__all__ = ["Interruption", "interrupted"]
+__all__ = ["Interruption"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_EVERY = 10  # batches between two agreements of several ranks: each is a collective and a wait for the GPU
 
 
 class Interruption(pl.Callback):
-    """Stops all ranks at the same batch when any of them got a signal, so that the state is saved and nothing hangs.
+    """Stops all ranks at the same step when any of them got a signal, so that the state is saved and nothing hangs.
 
     Raising out of a signal handler would leave other ranks waiting in a collective; here the handler only sets a flag,
-    which ranks agree on after every batch. A second Ctrl-C stops at once.
+    which the ranks agree on between steps. A second Ctrl-C stops at once. After the last step a signal changes nothing
+    any more: training is about to end anyway.
+
+    Attributes:
+        agreed: the signal by which training stopped; None while no stop is agreed on.
     """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.agreed: int | None = None
+        self._received: int | None = None
         self._before: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
+        if number == signal.SIGINT and self._received == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self._received = number
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals, after Lightning has set its own handlers."""
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Agree with the other ranks whether to stop here."""
-        if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
-            self.signal = self.signal or signal.SIGTERM
+        """Agree with the other ranks whether to stop here; never amid accumulated batches, whose sum is not saved."""
+        if trainer.fit_loop._should_accumulate():
+            return
+        if trainer.world_size > 1 and trainer.fit_loop.epoch_loop.total_batch_idx % _EVERY:
+            return
+        if trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
+            self.agreed = self._received or signal.SIGTERM
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # Lightning would validate once more before it stops
 
@@ -45,9 +55,3 @@ class Interruption(pl.Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-
-
-def interrupted(trainer: pl.Trainer) -> bool:
-    """Whether training is stopping because of a signal: what may take long is then left to the resumed run."""
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(callback, Interruption) and callback.signal is not None for callback in callbacks)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-
-from ldm_lightning.rng import Streams
 
 __all__ = ["Reseed"]
 
@@ -24,6 +23,5 @@ class Reseed(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         """Seed."""
-        number = trainer.fit_loop.epoch_loop.total_batch_idx
-        place = Streams(self.seed, torch.tensor([trainer.global_rank]), step=number)
-        torch.manual_seed(int(place.uniform("global generator").item() * 2**24))
+        place = (self.seed, trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank)
+        torch.manual_seed(int.from_bytes(blake2b(repr(place).encode(), digest_size=7).digest(), "big"))

@@ -20,6 +20,7 @@ from ldm_lightning.nn.conditioner import Conditioner
 from ldm_lightning.nn.network import ConditionalNetwork
 from ldm_lightning.training.first_stage import FirstStage
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
+from ldm_lightning.training.optim import MakeOptimizer
 
 __all__ = [
     "DATA_SHORTCUTS",
@@ -64,12 +65,20 @@ def derive(config: DictConfig, data: DataModule) -> None:
         "class_names": list(data.class_names),
         "conditions": list(data.conditions(1)),
         "data": data.fingerprint,
+        "contents": data.contents,
     }
     if config.stage == "first_stage":
         facts["latent_channels"] = config.first_stage.autoencoder.latent_channels
     else:
-        trained = read_artifact(config.first_stage.run, "first_stage").manifest
+        trained = read_artifact(_first_stage_run(config), "first_stage").manifest
         before = trained["config"]["derived"]
+        splits = {key: trained["config"]["data"][key] for key in ("validation", "test")}
+        if before["contents"] == data.contents and splits != {key: config.data[key] for key in splits}:
+            given = " ".join(f"data.{key}={value}" for key, value in splits.items())
+            raise UserError(
+                f"the first stage was trained on another split of these pictures, so it knows some that would be "
+                f"tested on: add {given}"
+            )
         if before["channels"] != channels:
             raise UserError(
                 f"the first stage {config.first_stage.run} was trained on pictures with {before['channels']} channels, "
@@ -92,7 +101,22 @@ def stage(config: DictConfig) -> FirstStage | LatentDiffusion:
     """The stage in training that ``config.stage`` names."""
     if config.stage == "first_stage":
         return first_stage(config)
-    return latent_diffusion(config, config.first_stage.run)
+    return latent_diffusion(config, _first_stage_run(config))
+
+
+def _first_stage_run(config: DictConfig) -> Path:
+    """Where the first stage is read from: where the user says, or the copy that a run keeps once that is gone."""
+    run, own = Path(config.first_stage.run), Path(config.run_dir) / "first_stage"
+    return own if own.is_dir() and not run.is_dir() else run
+
+
+def _optimizer(config: DictConfig) -> MakeOptimizer:
+    make: MakeOptimizer = instantiate(config.optim)
+    try:
+        make([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optim: {error}") from error
+    return make
 
 
 def first_stage(config: DictConfig) -> FirstStage:
@@ -100,7 +124,7 @@ def first_stage(config: DictConfig) -> FirstStage:
     return FirstStage(
         autoencoder=instantiate(config.first_stage.autoencoder),
         loss=instantiate(config.first_stage.loss),
-        optimizer=instantiate(config.optim),
+        optimizer=_optimizer(config),
         learning_rate=instantiate(config.learning_rate),
         seed=config.seed,
     )
@@ -124,7 +148,7 @@ def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
         latent_shape=latent_shape,
         sampler=instantiate(config.sampler),
         guidance=instantiate(config.guidance),
-        optimizer=instantiate(config.optim),
+        optimizer=_optimizer(config),
         learning_rate=instantiate(config.learning_rate),
         seed=config.seed,
     )

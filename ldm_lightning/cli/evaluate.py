@@ -10,8 +10,9 @@ real pictures unknown to it. A first stage is measured by its reconstructions.
 from __future__ import annotations
 
 import json
+import math
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ldm_lightning.artifact import read_artifact, replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
 from ldm_lightning.cli.sample import choose, draw
+from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import device, load_first_stage, load_latent_diffusion
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.data.datamodule import DataModule
@@ -42,9 +44,18 @@ __all__ = ["main"]
 
 def main(config: DictConfig) -> None:
     """Measure, print a table, and keep it as ``evaluation/<name>.json`` in the run folder."""
+    check_numbers(
+        config,
+        {"n": int, "seed": int, "steps": int, "scale": float, "batch_size": int, "judge_share": float, "columns": int},
+        {"n": 2, "seed": 0, "steps": 1, "batch_size": 1, "columns": 1},
+    )
+    if not 0 < config.judge_share < 1:
+        raise UserError(f"judge_share={config.judge_share}: set it between 0 and 1, or judge=false")
     artifact = read_artifact(config.run)
-    data = build.data_module(OmegaConf.create(artifact.manifest["config"]))
-    data.setup()
+    trained = OmegaConf.create(artifact.manifest["config"])
+    if config.root is not None:
+        trained.data.root = trained.data.source.root = config.root
+    data = build.data_module(trained)
     if data.fingerprint != artifact.manifest["config"]["derived"]["data"]:
         raise UserError(
             f"the data set is not the one {config.run} was trained on (another fingerprint): its split may leak; "
@@ -58,13 +69,19 @@ def main(config: DictConfig) -> None:
         "data": data.fingerprint,
         "version": __version__,
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "first_stage": trained.derived.get("first_stage", "itself")[:12],
+        "trained_in": trained.trainer.precision,
+        "machine": torch.cuda.get_device_name() if device().type == "cuda" else _processor(),
     }
     file = Path(config.run) / "evaluation" / f"{config.name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, json.dumps({"figures": figures, "protocol": protocol}, indent=2).encode())
     _print(figures, protocol, Path(config.run).name)
     print(f"metrics: {file}")
+
+
+def _processor() -> str:
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _reference(config: DictConfig, data: DataModule) -> str:
@@ -96,15 +113,17 @@ def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, A
     module = load_latent_diffusion(config.run).module
     sampler, guidance = choose(config, module)
     split = _reference(config, data)
-    reference = _all(data.loader(split, limit=None, shuffle_seed=0))
     extractors, figures = _extractors(config), {}
-    judge = None
-    if config.judge and data.num_classes:
+    judge, share = None, 0
+    judged = config.judge and data.num_classes
+    # No more pictures are read than are used: n to compare with, and the judge's own.
+    reference = data.pictures(split, math.ceil(config.n / (1 - config.judge_share if judged else 1)), shuffle_seed=0)
+    if judged:
         share = round(len(reference) * config.judge_share)
         known, reference = _cut(reference, 0, share), _cut(reference, share, len(reference))
-        judge = fit_judge(known.x.to(device()), known.condition["class"], data.num_classes, seed=config.seed)
+        judge = _fit_judge(known, data.num_classes, config.seed)
         extractors.append(JudgeExtractor(judge))
-    floor = _all(data.loader("train", limit=min(config.n, len(reference)), shuffle_seed=1))
+    floor = data.pictures("train", min(config.n, len(reference)), shuffle_seed=1)
     n = len(floor)
     reference = _cut(reference, 0, n)
     samples = draw(  # with the conditions of the floor's pictures, so that the two differ in the pictures alone
@@ -143,11 +162,14 @@ def _extractors(config: DictConfig) -> list[Extractor]:
     return [instantiate(config.extractor)] if config.get("extractor") else []
 
 
-def _all(loader: Iterable[Batch]) -> Batch:
-    """All batches of a loader as one."""
-    batches = list(loader)
-    condition = {name: torch.cat([batch.condition[name] for batch in batches]) for name in batches[0].condition}
-    return Batch(torch.cat([b.x for b in batches]), torch.cat([b.index for b in batches]), condition)
+def _fit_judge(known: Batch, num_classes: int, seed: int) -> Judge:
+    with tqdm(desc="training the judge", unit="epoch") as bar:
+
+        def progress(done: int, total: int, loss: float) -> None:
+            bar.total = total
+            bar.update()
+
+        return fit_judge(known.x.to(device()), known.condition["class"], num_classes, seed=seed, progress=progress)
 
 
 def _cut(batch: Batch, start: int, stop: int) -> Batch:
@@ -165,7 +187,8 @@ def _distance(extractor: Extractor, real: Tensor, other: Tensor, batch_size: int
 
 def _accuracy(judge: Judge, pictures: Tensor, labels: Tensor) -> float:
     metric = ClassAccuracy(judge).to(device())
-    metric.update(pictures.to(device()), labels.to(device()))
+    for part, own in zip(pictures.split(256), labels.split(256), strict=True):
+        metric.update(part.to(device()), own.to(device()))
     return float(metric.compute()["accuracy"])
 
 

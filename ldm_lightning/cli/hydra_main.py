@@ -49,7 +49,7 @@ def run(verb: str) -> None:
     Exits with code 2 and one line for a mistake of the user's; defects of ours keep their traceback.
     """
     original, overrides = list(sys.argv), sys.argv[2:]
-    sys.path.insert(0, "")  # a _target_ of the user's own may lie in the current folder
+    sys.path.append("")  # a _target_ of the user's own may lie in the current folder
     task: Callable[[DictConfig], Any] = importlib.import_module(f"ldm_lightning.cli.{verb}").main
 
     def job(config: DictConfig) -> Any:
@@ -73,6 +73,9 @@ def run(verb: str) -> None:
 def _mistakes_explained(verb: str, overrides: list[str]) -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"ldm {verb}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         message = explain(error, verb, overrides)
         if message is None:

@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
+from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import device, load_first_stage
+from ldm_lightning.errors import UserError
 from ldm_lightning.metrics.reconstruction import reconstruction_metrics
 
 __all__ = ["main"]
@@ -17,15 +19,18 @@ __all__ = ["main"]
 
 def main(config: DictConfig) -> None:
     """Save rows of originals, reconstructions and differences, and print how far apart they are."""
+    check_numbers(config, {"n": int, "columns": int}, {"n": 1, "columns": 1})
     trained = load_first_stage(config.run)
     if config.pictures is not None:
+        if not Path(config.pictures).is_dir():
+            raise UserError(f"pictures={config.pictures} is no folder: check its spelling")
         trained.config.data.source = {"_target_": "ldm_lightning.data.folder.ImageFolder", "root": config.pictures}
         trained.config.data.validation, trained.config.data.test = 0.0, 0.0
+    if config.root is not None:
+        trained.config.data.root = trained.config.data.source.root = config.root
     data = build.data_module(trained.config)
-    data.setup()
-    split = "validation" if config.pictures is None else "train"
-    originals = torch.cat([batch.x for batch in data.loader(split, limit=config.n)])
-    reconstructions = trained.module.reconstruct(originals.to(device())).cpu()
+    originals = data.pictures("validation" if config.pictures is None else "train", config.n).x
+    reconstructions = torch.cat([trained.module.reconstruct(part.to(device())).cpu() for part in originals.split(64)])
     metrics = reconstruction_metrics()
     metrics.update(reconstructions, originals)
     sheet = Path(config.output or Path(config.run) / "reconstructions.png")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
 from ldm_lightning.artifact import replace_file
 from ldm_lightning.errors import UserError
 
-__all__ = ["claim", "differences", "write_log"]
+__all__ = ["claim", "differences", "is_first_process", "lock", "write_log"]
 
 # What may change when a run goes on: where and how long it runs and what is shown, but not what is computed.
 _FREE = (
@@ -81,7 +84,33 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
                 f"choose another name=..., or give the old values to resume it"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(file, OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+    if is_first_process():
+        replace_file(file, OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of all ranks, also before they have met."""
+    return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep the run folder for this command; a lock dies with its process.
+
+    Raises:
+        UserError: another command is training in this folder.
+    """
+    if not is_first_process():
+        yield
+        return
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another command is training in {folder}: wait for it, or choose another name=..."
+            ) from None
+        yield
 
 
 def write_log(folder: Path) -> None:

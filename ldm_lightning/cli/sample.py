@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm_lightning.artifact import replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid, to_uint8
+from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import Trained, load_latent_diffusion
 from ldm_lightning.data.dataset import encode_caption
 from ldm_lightning.diffusion.guidance import ClassifierFree, Guidance
@@ -27,6 +30,11 @@ __all__ = ["choose", "draw", "main"]
 
 def main(config: DictConfig) -> None:
     """Draw ``n`` pictures, save each and a grid of all."""
+    check_numbers(
+        config,
+        {"n": int, "seed": int, "steps": int, "scale": float, "batch_size": int, "grid": int, "columns": int},
+        {"n": 1, "seed": 0, "steps": 1, "batch_size": 1, "grid": 1, "columns": 1},
+    )
     trained = load_latent_diffusion(config.run)
     condition = _conditions(config, trained)
     sampler, guidance = choose(config, trained.module)
@@ -41,6 +49,17 @@ def main(config: DictConfig) -> None:
     )
     folder = Path(config.output or Path(config.run) / "samples" / f"seed{config.seed}")
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("[0-9]*.png"):
+        stale.unlink()
+    protocol = {
+        "run": str(Path(config.run).absolute()),
+        "weights": trained.artifact.manifest["sha256"][:12],
+        "step": trained.artifact.manifest["step"],
+        **{key: OmegaConf.to_container(config)[key] for key in ("n", "seed", "classes", "captions")},  # type: ignore[call-overload, index]
+        "sampler": f"{type(sampler).__name__}, {sampler.evaluations} evaluations",
+        "guidance": str(guidance),
+    }
+    replace_file(folder / "protocol.json", json.dumps(protocol, indent=2).encode())
     for number, picture in enumerate(to_uint8(pictures)):
         Image.fromarray(picture).save(folder / f"{number:06d}.png")
     sheet = folder.with_name(f"{folder.name}.png")
@@ -68,8 +87,6 @@ def draw(
     guidance: Guidance,
 ) -> Tensor:
     """Pictures (N, C, H, W) in [-1, 1] on the CPU, drawn in batches; the split into batches changes nothing."""
-    if len(index) < 1 or batch_size < 1:
-        raise UserError(f"n={len(index)} and batch_size={batch_size} must be at least 1")
     pictures = []
     with tqdm(total=len(index), desc="sampling", unit="picture") as bar:
         for part in torch.arange(len(index)).split(batch_size):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from hydra.utils import get_object
@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 
 from ldm_lightning.errors import UserError, nearest
 
-__all__ = ["check"]
+__all__ = ["check", "check_numbers"]
 
 _PLAIN = (int, float, bool, str)
 
@@ -76,3 +76,22 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in allowed):
         wanted = " or ".join(kind.__name__ for kind in allowed)
         raise UserError(f"{name}={value} is not of type {wanted}")
+
+
+def check_numbers(config: DictConfig, kinds: Mapping[str, type[int] | type[float]], least: Mapping[str, float]) -> None:
+    """Check a verb's own numeric keys; null is allowed where the verb's yaml says null.
+
+    Args:
+        config: the verb's configuration.
+        kinds: int or float by key.
+        least: smallest value by key, where there is one.
+
+    Raises:
+        UserError: the first value that is not of its type or too small.
+    """
+    for key, kind in kinds.items():
+        value = config[key]
+        if value is not None:
+            _check_value(key, value, kind)
+            if value < least.get(key, value):
+                raise UserError(f"{key}={value} must be at least {least[key]:g}")

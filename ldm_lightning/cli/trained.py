@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.artifact import Artifact, read_artifact
+from ldm_lightning.artifact import Artifact, locate, read_artifact
 from ldm_lightning.cli import build
 from ldm_lightning.errors import UserError
 from ldm_lightning.training.first_stage import FirstStage
@@ -54,16 +54,17 @@ def load_first_stage(run: str | Path) -> Trained[FirstStage]:
 
 
 def load_latent_diffusion(run: str | Path) -> Trained[LatentDiffusion]:
-    """The second stage trained in the folder ``run``, with the first stage that the folder keeps.
+    """The second stage trained in the folder ``run``, with the first stage it was exported with.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
     artifact = read_artifact(run, "latent_diffusion")
-    if not (Path(run) / "first_stage").is_dir():
-        raise UserError(f"{run} has lost its folder first_stage: copy the first stage's export folder to it")
+    first_stage = locate(Path(run)) / "first_stage"
+    if not first_stage.is_dir():
+        raise UserError(f"{first_stage} is lost: copy the first stage's export folder there")
     config = OmegaConf.create(artifact.manifest["config"])
-    module = build.latent_diffusion(config, Path(run) / "first_stage")
+    module = build.latent_diffusion(config, first_stage)
     build.load_weights(module.denoiser.network, artifact, run)
     module.first_stage.to(device())
     return Trained(module.eval().to(device()), artifact, config)

@@ -14,7 +14,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from ldm_lightning.data.dataset import PictureDataset, encode_caption
+from ldm_lightning.data.batch import Batch
+from ldm_lightning.data.dataset import PictureDataset, collate, encode_caption
 from ldm_lightning.data.loader import Loader
 from ldm_lightning.data.order import EpochBatches, EvaluationBatches
 from ldm_lightning.data.philox import permutation
@@ -74,7 +75,7 @@ class DataModule(pl.LightningDataModule):
         self._restored: dict[str, int] | None = None
 
     def prepare_data(self) -> None:
-        """Let one process of each node download and scan before the others find the results in the cache."""
+        """Download and scan; the results are cached."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
@@ -117,12 +118,20 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of what defines the data: the set of contents, the transform and the split fractions."""
+        """Hex digest of what defines the data: pictures, labels and captions in order, transform, split fractions."""
         self.setup()
         digest = blake2b(repr((self.transform, self.validation, self.test)).encode(), digest_size=16)
-        for content in sorted(map(self.source.content_hash, range(len(self.source)))):
-            digest.update(content)
+        for i in range(len(self.source)):
+            digest.update(self.source.content_hash(i))
+            digest.update(repr((self.source.label(i), self.source.caption(i))).encode())
         return digest.hexdigest()
+
+    @property
+    def contents(self) -> str:
+        """Hex digest of the set of pictures alone."""
+        self.setup()
+        hashes = sorted(map(self.source.content_hash, range(len(self.source))))
+        return blake2b(b"".join(hashes), digest_size=16).hexdigest()
 
     @property
     def _rank_and_world(self) -> tuple[int, int]:
@@ -173,6 +182,11 @@ class DataModule(pl.LightningDataModule):
         Raises:
             UserError: there is no such split, it is empty, or it has fewer samples than there are ranks.
         """
+        indices = self._chosen(split, limit, shuffle_seed)
+        return self._loader(EvaluationBatches(indices, self.batch_size, *self._rank_and_world), augment_seed=None)
+
+    def _chosen(self, split: str, limit: int | None, shuffle_seed: int | None) -> np.ndarray:
+        """Indices of the samples that :meth:`loader` describes."""
         if split not in SPLITS:
             raise UserError(f"'{split}' is none of the splits {', '.join(SPLITS)}{nearest(split, SPLITS)}")
         self.setup()
@@ -186,7 +200,18 @@ class DataModule(pl.LightningDataModule):
             if limit < 1:
                 raise UserError(f"a limit of {limit} samples leaves nothing of the {split} split: set at least 1")
             indices = indices[np.arange(limit) * len(indices) // limit]
-        return self._loader(EvaluationBatches(indices, self.batch_size, *self._rank_and_world), augment_seed=None)
+        return indices
+
+    def pictures(self, split: str, limit: int | None = None, shuffle_seed: int | None = None) -> Batch:
+        """Samples of a split as one batch, the same on every rank; arguments and errors as in :meth:`loader`."""
+        return collate(
+            list(
+                map(
+                    PictureDataset(self.source, self.transform, self.caption_length).__getitem__,
+                    [(0, int(index)) for index in self._chosen(split, limit, shuffle_seed)],
+                )
+            )
+        )
 
     def conditions(self, n: int) -> dict[str, torch.Tensor]:
         """Conditions for ``n`` samples to look at: the classes in turn, or the captions of validation pictures in turn.

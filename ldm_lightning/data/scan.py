@@ -103,7 +103,9 @@ def _report(collection: str, total: int, bad: Sequence[str], max_bad_fraction: f
         return
     listed = ", ".join(bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
     message = f"{collection}: {len(bad)} of {total} pictures {what}: {listed}"
-    if len(bad) > max_bad_fraction * total or len(bad) == total:
+    # In a small collection one bad picture is a large share, but no reason to stop.
+    allowed = max(1.0, max_bad_fraction * total) if max_bad_fraction > 0 else 0.0
+    if len(bad) > allowed or len(bad) == total:
         raise UserError(f"{message}; {mend}")
     warnings.warn(f"{message}; they are left out", stacklevel=2)
 
@@ -118,7 +120,8 @@ def select(
         findings: what `scan` found in them.
         collection: name of the whole for messages.
         min_size: shortest side in pixels that is of use.
-        max_bad_fraction: largest share that may be unreadable, and largest share that may be too small.
+        max_bad_fraction: largest share that may be unreadable, and largest share that may be too small; unless it is
+            0, one picture may always be.
 
     Raises:
         UserError: a share is exceeded, or nothing is left.

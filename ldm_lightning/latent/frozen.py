@@ -47,13 +47,15 @@ class FrozenFirstStage:
             x: the pictures.
             streams: noise of the posterior draw; without it the posterior's mode is taken.
         """
-        posterior = self.autoencoder.encode(x)
-        return self.scale.standardize(posterior.mode() if streams is None else posterior.sample(streams))
+        with torch.autocast(x.device.type, enabled=False):  # latents do not depend on the second stage's precision
+            posterior = self.autoencoder.encode(x)
+            return self.scale.standardize(posterior.mode() if streams is None else posterior.sample(streams))
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Pictures (B, C, H, W), clamped to [-1, 1], of standardized latents."""
-        return self.autoencoder.decode(self.scale.unstandardize(z)).clamp(-1, 1)
+        with torch.autocast(z.device.type, enabled=False):
+            return self.autoencoder.decode(self.scale.unstandardize(z)).clamp(-1, 1)
 
     @torch.no_grad()
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ __all__ = ["CrossAttention", "SelfAttention", "SpatialAttention"]
 
 
 def _head_width(width: int, heads: int) -> int:
-    if width % heads:
+    if heads < 1 or width % heads:
         valid = [count for count in range(1, width + 1) if width % count == 0]
         nearest = min(valid, key=lambda count: abs(count - heads))
         raise UserError(f"{heads} attention heads do not divide the width {width}; use heads={nearest}")

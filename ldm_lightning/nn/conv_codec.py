@@ -119,6 +119,13 @@ class ConvDecoder(nn.Module):
 
 
 def _factor(channels: Sequence[int], stem: int) -> int:
+    """Down-sampling per side.
+
+    Raises:
+        UserError: no levels, or a stem below 1.
+    """
+    if not channels or stem < 1:
+        raise UserError(f"channels={list(channels)} and stem={stem}: give at least one level, and a stem of at least 1")
     return int(stem * 2 ** (len(channels) - 1))
 
 

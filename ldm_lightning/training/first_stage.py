@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from tqdm import tqdm
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.latent.autoencoder import Autoencoder
@@ -48,7 +49,6 @@ class FirstStage(pl.LightningModule):
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.seed = seed
-        self.statistics: dict[str, Any] | None = None
         self.val_means = Means()
         self.val_metrics = reconstruction_metrics()
 
@@ -90,13 +90,13 @@ class FirstStage(pl.LightningModule):
         return self.autoencoder.decode(self.autoencoder.encode(x).mode()).clamp(-1, 1)
 
     @torch.no_grad()
-    def measure_latents(self, batches: Iterable[Batch]) -> None:
-        """Measure the statistics of the latents over ``batches`` (this rank's share); the artifact carries them."""
-        statistics = LatentStatistics(self.autoencoder.latent_channels).to(self.device)
-        for batch in batches:
-            statistics.update(self.autoencoder.encode(batch.x.to(self.device)))
-        self.statistics = statistics.compute()
+    def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+        """Kind, weights and details that the next stage needs, among them the statistics of the latents.
 
-    def artifact(self) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-        """Kind, weights and details that the next stage needs."""
-        return "first_stage", self.autoencoder.state_dict(), {"statistics": self.statistics}
+        Args:
+            pictures: gives this rank's share of the batches to measure them on; all ranks must call this.
+        """
+        statistics = LatentStatistics(self.autoencoder.latent_channels).to(self.device)
+        for batch in tqdm(pictures(), desc="measuring latents", unit="batch", disable=not self.trainer.is_global_zero):
+            statistics.update(self.autoencoder.encode(batch.x.to(self.device)))
+        return "first_stage", self.autoencoder.state_dict(), {"statistics": statistics.compute()}

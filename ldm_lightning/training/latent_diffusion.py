@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -117,6 +117,6 @@ class LatentDiffusion(pl.LightningModule):
         z0 = (sampler or self.sampler)(denoise, path, z, streams)
         return self.first_stage.decode(z0)
 
-    def artifact(self) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-        """Kind, weights and details that sampling needs."""
+    def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+        """Kind, weights and details that sampling needs; no pictures have to be measured for it."""
         return "latent_diffusion", self.denoiser.network.state_dict(), {}

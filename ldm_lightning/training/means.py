@@ -4,30 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 __all__ = ["Means"]
 
 
 class Means:
-    """Named means, weighted by the number of samples behind each value.
+    """Named means, weighted by the number of samples behind each value; NaN stays NaN.
 
     Lightning's own ``self.log(..., on_epoch=True, sync_dist=True)`` weights ranks alike, so its mean is off as soon as
     the ranks of a validation set hold different numbers of samples.
     """
 
     def __init__(self) -> None:
-        self._means: dict[str, MeanMetric] = {}
+        self._sums: dict[str, Tensor] = {}
 
     def update(self, values: Mapping[str, Tensor], samples: int) -> None:
         """Add scalar ``values``, each a mean over ``samples``."""
         for name, value in values.items():
-            mean = self._means.setdefault(name, MeanMetric().to(value.device))
-            mean.update(value.detach(), weight=samples)
+            weighted = torch.stack([value.detach().double() * samples, value.new_tensor(samples).double()])
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
 
     def pop(self) -> dict[str, Tensor]:
-        """The means by name, over all ranks, which must all call this; and start afresh."""
-        means = {name: mean.compute() for name, mean in self._means.items()}
-        self._means = {}
-        return means
+        """The means by name, float32, over all ranks, which must all call this; and start afresh."""
+        sums, self._sums = self._sums, {}
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for pair in sums.values():
+                torch.distributed.all_reduce(pair)
+        return {name: (total / count).float() for name, (total, count) in sums.items()}

@@ -133,7 +133,7 @@ def test_every_experiment_trains(
             *SMALL,
             f"runs={runs}",
             f"name={first.name}",
-            "callbacks.statistics.pictures=64",
+            "statistics_pictures=64",
         )
         assert done.code == 0, done.err
     if experiment != first.name:

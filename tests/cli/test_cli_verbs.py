@@ -139,3 +139,40 @@ def test_wandb_gets_config_pictures_and_model(
     content = transactions.read_bytes()
     for word in (b"val/loss", b"condition_dropout", b"latent_diffusion"):
         assert word in content
+
+
+def test_a_run_outlives_what_it_was_made_from(
+    pictures: Path, first_stage_run: Path, tmp_path: Path, ldm: Ldm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first stage is deleted, the pictures and the run are moved, the command comes from another folder."""
+    shutil.copytree(pictures, tmp_path / "pictures")
+    shutil.copytree(first_stage_run, tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    args = ["data=image_folder", *TINY_LATENT_DIFFUSION, f"runs={tmp_path}/runs", "name=run", "first_stage.run=first"]
+    assert ldm("train", *args, "data.root=pictures", "trainer.max_steps=3").code == 0
+    shutil.rmtree(tmp_path / "first")
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    resumed = ldm("train", *args, "data.root=moved")
+    assert resumed.code == 0, resumed.err
+    assert "resuming" in resumed.err
+    (tmp_path / "runs" / "run").rename(tmp_path / "elsewhere")
+    (tmp_path / "moved").rename(tmp_path / "again")
+    monkeypatch.chdir("/")
+    assert ldm("evaluate", f"run={tmp_path}/elsewhere", f"root={tmp_path}/again").code == 0
+    assert ldm("sample", f"run={tmp_path}/elsewhere/export", "n=2", f"output={tmp_path}/out").code == 0
+
+
+def test_samples_say_where_they_come_from(latent_diffusion_run: Path, tmp_path: Path, ldm: Ldm) -> None:
+    assert ldm("sample", f"run={latent_diffusion_run}", "n=5", f"output={tmp_path}/out").code == 0
+    assert ldm("sample", f"run={latent_diffusion_run}", "n=2", "classes=[one]", f"output={tmp_path}/out").code == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2  # none is left of the five
+    protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())
+    assert (protocol["n"], protocol["classes"], protocol["seed"]) == (2, ["one"], 0)
+    assert "Euler" in protocol["sampler"]
+
+
+def test_a_model_can_be_sampled_while_it_trains(latent_diffusion_run: Path) -> None:
+    """Every validation exports: the log names the last, the artifact the end."""
+    manifest = json.loads((latent_diffusion_run / "export" / "manifest.json").read_text())
+    assert manifest["step"] == 6
+    assert (latent_diffusion_run / "export" / "first_stage" / "manifest.json").is_file()

@@ -16,9 +16,12 @@ SLAY = """
 from pytorch_lightning import Callback
 import os
 class Slay(Callback):
-    def __init__(self, step, number): self.step, self.number = step, number
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == self.step: os.kill(os.getpid(), self.number)
+    def __init__(self, step, number, hook): self.step, self.number, self.hook = step, number, hook
+    def slay(self, trainer, hook):
+        if hook == self.hook and trainer.global_step == self.step: os.kill(os.getpid(), self.number)
+    def on_train_batch_start(self, trainer, *args): self.slay(trainer, "batch")
+    def on_validation_start(self, trainer, *args): self.slay(trainer, "validation")
+    def on_fit_end(self, trainer, *args): self.slay(trainer, "end")
 """
 
 
@@ -55,12 +58,26 @@ def undisturbed(pictures: Path, first_stage_run: Path, tmp_path_factory: pytest.
     return runs / "run"
 
 
+def kill(tmp_path: Path, args: list[str], step: int, number: int, hook: str) -> subprocess.CompletedProcess[str]:
+    slayer = f"+callbacks.slay={{_target_: slay.Slay, step: {step}, number: {number}, hook: {hook}}}"
+    killed = start(tmp_path, *args, slayer)
+    (tmp_path / "run" / "config.yaml").unlink()  # it names the killer
+    return killed
+
+
+def same(run: Path, undisturbed: Path) -> None:
+    assert read_artifact(run).manifest["sha256"] == read_artifact(undisturbed).manifest["sha256"]
+    assert (run / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code", "steps"),
+    ("number", "moments"),
     [
-        (signal.SIGKILL, -signal.SIGKILL, (7, 11)),  # in the middle of epochs; right after a validation
-        (signal.SIGTERM, 128 + signal.SIGTERM, (6,)),  # the batch in hand is finished, then everything is saved
+        # In the middle of an epoch, during a validation, after the last step but before the export.
+        (signal.SIGKILL, [(7, "batch"), (10, "validation"), (14, "end")]),
+        # The step in hand is finished, then everything is saved.
+        (signal.SIGTERM, [(6, "batch")]),
     ],
 )
 def test_killed_and_resumed_is_never_killed(
@@ -69,21 +86,32 @@ def test_killed_and_resumed_is_never_killed(
     undisturbed: Path,
     tmp_path: Path,
     number: signal.Signals,
-    code: int,
-    steps: tuple[int, ...],
+    moments: list[tuple[int, str]],
 ) -> None:
     args = overrides(pictures, first_stage_run, tmp_path)
-    for step in steps:
-        slay = [f"+callbacks.slay={{_target_: slay.Slay, step: {step}, number: {int(number)}}}"]
-        killed = start(tmp_path, *args, *slay)
-        assert killed.returncode == code, killed.stderr
-        (tmp_path / "run" / "config.yaml").unlink()  # it names the killer
+    for step, hook in moments:
+        killed = kill(tmp_path, args, step, int(number), hook)
+        assert killed.returncode == (-9 if number == signal.SIGKILL else 128 + number), killed.stderr
     finished = start(tmp_path, *args)
     assert finished.returncode == 0, finished.stderr
     assert "resuming from last.ckpt" in finished.stderr
-    ours, theirs = read_artifact(tmp_path / "run"), read_artifact(undisturbed)
-    assert ours.manifest["sha256"] == theirs.manifest["sha256"]
-    assert (tmp_path / "run" / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()
+    same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_stop_amid_accumulated_batches_loses_none(
+    pictures: Path, first_stage_run: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    more = ["trainer.accumulate_grad_batches=4", "trainer.val_check_interval=8", "trainer.max_steps=4"]
+    whole = tmp_path_factory.mktemp("whole")
+    done = start(whole, *overrides(pictures, first_stage_run, whole), *more)
+    assert done.returncode == 0, done.stderr
+    args = [*overrides(pictures, first_stage_run, tmp_path), *more]
+    killed = kill(tmp_path, args, 1, int(signal.SIGTERM), "batch")  # at the first of the four batches of step 2
+    assert killed.returncode == 128 + signal.SIGTERM, killed.stderr
+    assert "at step 2" in killed.stderr
+    assert start(tmp_path, *args).returncode == 0
+    same(tmp_path / "run", whole / "run")
 
 
 @pytest.mark.slow
@@ -91,7 +119,9 @@ def test_a_finished_run_is_left_alone(pictures: Path, first_stage_run: Path, und
     from tests.conftest import run_ldm
 
     before = {
-        path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name not in ("log.txt", "config.yaml")
+        path: path.stat().st_mtime_ns
+        for path in undisturbed.rglob("*")
+        if path.is_file() and path.name not in ("log.txt", "config.yaml")
     }
     again = run_ldm("train", *overrides(pictures, first_stage_run, undisturbed.parent))
     assert again.code == 0
