@@ -93,8 +93,8 @@ def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], 
 
 
 def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], dict[str, Any]]:
-    module = load_latent_diffusion(config.run).module
-    sampler, guidance = choose(config, module)
+    module = load_latent_diffusion(config.run, config.get("guidance"), config.scale).module
+    sampler = choose(config, module)
     split = _reference(config, data)
     reference = _all(data.loader(split, limit=None, shuffle_seed=0))
     extractors, figures = _extractors(config), {}
@@ -114,7 +114,6 @@ def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, A
         seed=config.seed,
         batch_size=config.batch_size,
         sampler=sampler,
-        guidance=guidance,
     )
     for extractor in extractors:
         value, label = _distance(extractor, reference.x, samples, config.batch_size)
@@ -132,7 +131,7 @@ def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, A
         "reference": split,
         "n": n,
         "sampler": f"{type(sampler).__name__}, {sampler.evaluations} evaluations",
-        "guidance": str(guidance),
+        "guidance": str(module.guidance),
         "seed": config.seed,
         "judge": f"trained on {share} other real pictures" if judge is not None else "none",
     }

@@ -55,6 +55,42 @@ def test_classes_by_name_and_number(latent_diffusion_run: Path, tmp_path: Path, 
     assert any((a != b).any() for a, b in zip(names, zero, strict=True))
 
 
+def test_guidance_is_chosen_when_sampling(
+    latent_diffusion_run: Path, pictures: Path, first_stage_run: Path, tmp_path: Path, ldm: Ldm
+) -> None:
+    data = ["data=image_folder", f"data.root={pictures}", f"first_stage.run={first_stage_run}"]
+    worse = ["denoiser.width=8", "trainer.max_steps=3", "objective.condition_dropout=0"]
+    guided = ["guidance=autoguidance", f"guidance.run={latent_diffusion_run}"]  # in training: by another run, too
+    done = ldm("train", *data, *TINY_LATENT_DIFFUSION, *worse, *guided, f"runs={tmp_path}", "name=worse")
+    assert done.code == 0, done.err
+    sheets = {}
+    for name, extra in {
+        "plain": ["scale=1"],
+        "free": ["scale=4"],
+        "null": ["guidance=negative", "scale=4"],
+        "negative": ["guidance=negative", "guidance.condition.class=one", "scale=4"],
+        "negative_number": ["guidance=negative", "guidance.condition.class=0", "guidance.scale=4"],
+        "rescaled": ["guidance=rescaled", "scale=4"],
+        "limited": ["guidance=limited", "scale=4", "guidance.interval.high=0.6", "steps=4"],
+        "nowhere": ["guidance=limited", "scale=4", "guidance.interval.high=0.21"],
+        "auto": ["guidance=autoguidance", f"guidance.run={tmp_path / 'worse'}", "scale=4"],
+        "auto_plain": ["guidance=autoguidance", f"guidance.run={tmp_path / 'worse'}", "scale=1"],
+    }.items():
+        result = ldm("sample", f"run={latent_diffusion_run}", "n=4", f"output={tmp_path / name}", *extra)
+        assert result.code == 0, result.err
+        sheets[name] = np.stack(drawn(tmp_path / name))
+    for one, other in (
+        ("null", "free"),
+        ("negative", "negative_number"),
+        ("nowhere", "plain"),
+        ("auto_plain", "plain"),
+    ):
+        assert (sheets[one] == sheets[other]).all(), (one, other)
+    distinct = [sheets[name] for name in ("plain", "free", "negative", "rescaled", "limited", "auto")]
+    for number, sheet in enumerate(distinct):
+        assert all((sheet != other).any() for other in distinct[:number])
+
+
 def test_evaluation_carries_its_protocol(latent_diffusion_run: Path, ldm: Ldm) -> None:
     for name, scale in (("a", "scale=1"), ("b", "scale=1"), ("c", "scale=3")):
         result = ldm("evaluate", f"run={latent_diffusion_run}", f"name={name}", "extractor=tiny", scale)
