@@ -55,8 +55,8 @@ def compose(verb: str, *overrides: str) -> DictConfig:
 
 def verb_and_overrides(group: str, option: str) -> tuple[str, list[str]]:
     """A command line that uses the option."""
-    if group == "extractor":
-        return "evaluate", [f"extractor={option}"]
+    if group in ("extractor", "likelihood"):
+        return "evaluate", [f"{group}={option}"]
     if group in ("experiment", "debug", "sweep", "stage", "data", "trainer", "logger", "optim", "learning_rate"):
         return "train", [f"{group}={option}"]
     if group == "first_stage" or (group == "callbacks" and option == "first_stage"):

@@ -213,6 +213,11 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     ),
     "guidance of no number": (lambda w: ["sample", f"run={w.second}", "scale=much"], ["guidance.scale=much", "float"]),
     "evaluate other data": (_changed_data, ["fingerprint"]),
+    "likelihood of a first stage": (lambda w: ["evaluate", f"run={w.first}", "likelihood=ode"], ["second stage"]),
+    "likelihood of no probe": (
+        lambda w: ["evaluate", f"run={w.second}", "likelihood=ode", "likelihood.probes=0"],
+        ["likelihood.probes=0", "null"],
+    ),
     "evaluate no split": (lambda w: ["evaluate", f"run={w.second}", "reference=test"], ["reference=test"]),
     "inception without weights": (lambda w: ["evaluate", f"run={w.first}", "extractor=inception"], ["fid"]),
     "several devices in a sweep": (

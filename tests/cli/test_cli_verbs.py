@@ -109,6 +109,30 @@ def test_evaluation_carries_its_protocol(latent_diffusion_run: Path, ldm: Ldm) -
     assert (latent_diffusion_run / "evaluation" / "a.png").is_file()
 
 
+def test_likelihood_is_a_figure_with_its_protocol(latent_diffusion_run: Path, ldm: Ldm) -> None:
+    figures = {}
+    for name, extra in {
+        "ode": ["likelihood=ode"],
+        "again": ["likelihood=ode", "scale=3"],  # of the model itself, whatever the guidance
+        "probes": ["likelihood=ode", "likelihood.probes=8", "likelihood.tolerance=1e-4"],
+        "bound": ["likelihood=bound", "likelihood.steps=300"],
+    }.items():
+        result = ldm("evaluate", f"run={latent_diffusion_run}", f"name={name}", "judge=false", *extra)
+        assert result.code == 0, result.err
+        written = json.loads((latent_diffusion_run / "evaluation" / f"{name}.json").read_text())
+        ((label, figure),) = written["figures"].items()
+        n = written["protocol"]["n"]
+        assert label == (f"nll_bound_per_dim@{n}" if name == "bound" else f"nll_per_dim@{n}")
+        figures[name] = figure["value"]
+        for word in ("evaluations", "nats", "standardized", "standard error"):
+            assert word in written["protocol"]["likelihood"]
+        assert ("VariationalBound(" if name == "bound" else "ProbabilityFlow(") in written["protocol"]["likelihood"]
+    assert figures["again"] == figures["ode"]
+    assert figures["probes"] == pytest.approx(figures["ode"], abs=0.05)
+    assert figures["ode"] < figures["bound"]
+    assert 0.5 < figures["ode"] < 3  # a standard normal has 1.42
+
+
 def test_a_first_stage_is_measured_by_its_reconstructions(first_stage_run: Path, ldm: Ldm) -> None:
     result = ldm("evaluate", f"run={first_stage_run}", "extractor=tiny")
     assert result.code == 0, result.err
