@@ -10,14 +10,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm_lightning.artifact import Artifact, read_artifact
+from ldm_lightning.cli.denoiser import denoiser, load_weights
+from ldm_lightning.cli.guidance import guidance
 from ldm_lightning.data.datamodule import DataModule
-from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.frozen import FrozenFirstStage
 from ldm_lightning.latent.scale import LatentScale
-from ldm_lightning.nn.conditioner import Conditioner
-from ldm_lightning.nn.network import ConditionalNetwork
 from ldm_lightning.training.first_stage import FirstStage
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 from ldm_lightning.training.optim import MakeOptimizer
@@ -29,20 +28,12 @@ __all__ = [
     "first_stage",
     "frozen_first_stage",
     "latent_diffusion",
-    "load_weights",
     "resolve",
     "stage",
 ]
 
 # Keys of data/*.yaml that exist to be short on the command line; the yaml spreads them to where they belong.
 DATA_SHORTCUTS = ("root", "captions", "size")
-
-
-# What is missing, and how data get it.
-_CONDITIONS = {
-    "class": "classes to condition on: sort the pictures into one sub-folder a class",
-    "caption": "captions to condition on: set data.captions=FILE",
-}
 
 
 def data_module(config: DictConfig) -> DataModule:
@@ -135,38 +126,17 @@ def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
     frozen = frozen_first_stage(read_artifact(run, "first_stage"))
     derived = config.derived
     latent_shape = frozen.latent_shape((derived.channels, derived.height, derived.width))
-    conditioner: Conditioner = instantiate(config.condition)
-    for name in conditioner.reads:
-        if name not in derived.conditions:
-            raise UserError(f"these data have no {_CONDITIONS.get(name, name)}, or add condition=none")
-    backbone = instantiate(config.denoiser, vector_width=conditioner.vector_width, token_width=conditioner.token_width)
-    network = ConditionalNetwork(backbone, conditioner)
     return LatentDiffusion(
-        denoiser=Denoiser(network, instantiate(config.path), instantiate(config.prediction)),
+        denoiser=denoiser(config),
         objective=instantiate(config.objective),
         first_stage=frozen,
         latent_shape=latent_shape,
         sampler=instantiate(config.sampler),
-        guidance=instantiate(config.guidance),
+        guidance=guidance(config),
         optimizer=_optimizer(config),
         learning_rate=instantiate(config.learning_rate),
         seed=config.seed,
     )
-
-
-def load_weights(module: torch.nn.Module, artifact: Artifact, run: str | Path) -> None:
-    """Fill ``module`` with the weights of the artifact of ``run``.
-
-    Raises:
-        UserError: they do not fit.
-    """
-    try:
-        module.load_state_dict(artifact.weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"the weights in {run} do not fit the network its configuration describes "
-            f"(written by version {artifact.manifest['version']}): {str(error).splitlines()[1].strip()}"
-        ) from None
 
 
 def frozen_first_stage(artifact: Artifact) -> FrozenFirstStage:

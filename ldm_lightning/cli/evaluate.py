@@ -4,7 +4,8 @@ A second stage is measured by the Fréchet distance of its samples to real pictu
 *floor*: the distance of as many real training pictures, of the samples' classes, to the same reference, which a model
 that draws perfectly from its training set would reach. With classes, a *judge* (a small classifier trained on other
 real pictures the model never saw) also tells how often a sample is read as the class asked for, beside its accuracy on
-real pictures unknown to it. A first stage is measured by its reconstructions.
+real pictures unknown to it. ``likelihood=...`` adds how likely the reference's latents are under the model. A first
+stage is measured by its reconstructions.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ldm_lightning import __version__
 from ldm_lightning.artifact import read_artifact, replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
+from ldm_lightning.cli.likelihood import measure_likelihood
 from ldm_lightning.cli.sample import choose, draw
 from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import device, load_first_stage, load_latent_diffusion
@@ -93,6 +95,8 @@ def _reference(config: DictConfig, data: DataModule) -> str:
 
 
 def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], dict[str, Any]]:
+    if config.get("likelihood"):
+        raise UserError(f"likelihood= measures a second stage, but {config.run} holds a first stage: leave it out")
     module = load_first_stage(config.run).module
     split = _reference(config, data)
     metrics, count = reconstruction_metrics(), 0
@@ -110,9 +114,10 @@ def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], 
 
 
 def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], dict[str, Any]]:
-    module = load_latent_diffusion(config.run).module
-    sampler, guidance = choose(config, module)
+    module = load_latent_diffusion(config.run, config.get("guidance"), config.scale).module
+    sampler = choose(config, module)
     split = _reference(config, data)
+    nll, nll_protocol = measure_likelihood(config, module, data, split) if config.get("likelihood") else ({}, {})
     extractors, figures = _extractors(config), {}
     judge, share = None, 0
     judged = config.judge and data.num_classes
@@ -133,7 +138,6 @@ def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, A
         seed=config.seed,
         batch_size=config.batch_size,
         sampler=sampler,
-        guidance=guidance,
     )
     for extractor in extractors:
         value, label = _distance(extractor, reference.x, samples, config.batch_size)
@@ -151,11 +155,11 @@ def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, A
         "reference": split,
         "n": n,
         "sampler": f"{type(sampler).__name__}, {sampler.evaluations} evaluations",
-        "guidance": str(guidance),
+        "guidance": str(module.guidance),
         "seed": config.seed,
         "judge": f"trained on {share} other real pictures" if judge is not None else "none",
     }
-    return figures, protocol
+    return figures | nll, protocol | nll_protocol
 
 
 def _extractors(config: DictConfig) -> list[Extractor]:

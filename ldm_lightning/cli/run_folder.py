@@ -30,6 +30,7 @@ _FREE = (
     "data.root",
     "data.source.root",
     "first_stage.run",
+    "guidance.run",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.enable_model_summary",

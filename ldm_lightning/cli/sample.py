@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ldm_lightning.artifact import replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid, to_uint8
+from ldm_lightning.cli.condition import class_number
 from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import Trained, load_latent_diffusion
 from ldm_lightning.data.dataset import encode_caption
-from ldm_lightning.diffusion.guidance import ClassifierFree, Guidance
 from ldm_lightning.diffusion.sampler import Sampler
-from ldm_lightning.errors import UserError, nearest
+from ldm_lightning.errors import UserError
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 
 __all__ = ["choose", "draw", "main"]
@@ -35,9 +35,9 @@ def main(config: DictConfig) -> None:
         {"n": int, "seed": int, "steps": int, "scale": float, "batch_size": int, "grid": int, "columns": int},
         {"n": 1, "seed": 0, "steps": 1, "batch_size": 1, "grid": 1, "columns": 1},
     )
-    trained = load_latent_diffusion(config.run)
+    trained = load_latent_diffusion(config.run, config.get("guidance"), config.scale)
     condition = _conditions(config, trained)
-    sampler, guidance = choose(config, trained.module)
+    sampler = choose(config, trained.module)
     pictures = draw(
         trained.module,
         torch.arange(config.n),
@@ -45,7 +45,6 @@ def main(config: DictConfig) -> None:
         seed=config.seed,
         batch_size=config.batch_size,
         sampler=sampler,
-        guidance=guidance,
     )
     folder = Path(config.output or Path(config.run) / "samples" / f"seed{config.seed}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,9 +54,11 @@ def main(config: DictConfig) -> None:
         "run": str(Path(config.run).absolute()),
         "weights": trained.artifact.manifest["sha256"][:12],
         "step": trained.artifact.manifest["step"],
-        **{key: OmegaConf.to_container(config)[key] for key in ("n", "seed", "classes", "captions")},  # type: ignore[call-overload, index]
+        **{key: _list(config[key]) for key in ("classes", "captions")},
+        "n": config.n,
+        "seed": config.seed,
         "sampler": f"{type(sampler).__name__}, {sampler.evaluations} evaluations",
-        "guidance": str(guidance),
+        "guidance": str(trained.module.guidance),
     }
     replace_file(folder / "protocol.json", json.dumps(protocol, indent=2).encode())
     for number, picture in enumerate(to_uint8(pictures)):
@@ -67,13 +68,12 @@ def main(config: DictConfig) -> None:
     print(f"{config.n} pictures: {folder}\ngrid of the first {min(config.n, config.grid)}: {sheet}")
 
 
-def choose(config: DictConfig, module: LatentDiffusion) -> tuple[Sampler, Guidance]:
-    """The run's sampler and guidance, changed where the command line says so."""
+def choose(config: DictConfig, module: LatentDiffusion) -> Sampler:
+    """The run's sampler, changed where the command line says so."""
     sampler: Sampler = instantiate(config.sampler) if config.get("sampler") else module.sampler
     if config.steps is not None:
         sampler = replace(sampler, steps=config.steps)  # type: ignore[type-var]
-    guidance: Guidance = module.guidance if config.scale is None else ClassifierFree(config.scale)
-    return sampler, guidance
+    return sampler
 
 
 def draw(
@@ -84,14 +84,13 @@ def draw(
     seed: int,
     batch_size: int,
     sampler: Sampler,
-    guidance: Guidance,
 ) -> Tensor:
     """Pictures (N, C, H, W) in [-1, 1] on the CPU, drawn in batches; the split into batches changes nothing."""
     pictures = []
     with tqdm(total=len(index), desc="sampling", unit="picture") as bar:
         for part in torch.arange(len(index)).split(batch_size):
             own = {name: value[part].to(module.device) for name, value in condition.items()}
-            pictures.append(module.sample(index[part].to(module.device), own, seed, sampler, guidance).cpu())
+            pictures.append(module.sample(index[part].to(module.device), own, seed, sampler).cpu())
             bar.update(len(part))
     return torch.cat(pictures)
 
@@ -101,7 +100,7 @@ def _conditions(config: DictConfig, trained: Trained[LatentDiffusion]) -> dict[s
     names = list(trained.config.derived.class_names)
     turn = torch.arange(config.n)
     condition = {}
-    if numbers := [_class_number(name, names) for name in _list(config.classes)] or list(range(len(names))):
+    if numbers := [class_number(name, names) for name in _list(config.classes)] or list(range(len(names))):
         condition["class"] = torch.tensor(numbers)[turn % len(numbers)]
     if captions := [str(caption) for caption in _list(config.captions)]:
         length = trained.config.data.caption_length
@@ -118,14 +117,3 @@ def _list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, ListConfig) else [value]
-
-
-def _class_number(name: Any, names: list[str]) -> int:
-    """The class called ``name``, else the one of that number."""
-    if str(name) in names:
-        return names.index(str(name))
-    if isinstance(name, int) and 0 <= name < len(names):
-        return name
-    raise UserError(
-        f"the model knows no class '{name}'{nearest(str(name), names)} (classes: {', '.join(names) or 'none'})"
-    )

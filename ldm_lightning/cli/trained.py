@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.artifact import Artifact, locate, read_artifact
 from ldm_lightning.cli import build
+from ldm_lightning.cli.denoiser import load_weights
 from ldm_lightning.errors import UserError
 from ldm_lightning.training.first_stage import FirstStage
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
@@ -49,22 +50,33 @@ def load_first_stage(run: str | Path) -> Trained[FirstStage]:
     artifact = read_artifact(run, "first_stage")
     config = OmegaConf.create(artifact.manifest["config"])
     module = build.first_stage(config)
-    build.load_weights(module.autoencoder, artifact, run)
+    load_weights(module.autoencoder, artifact, run)
     return Trained(module.eval().to(device()), artifact, config)
 
 
-def load_latent_diffusion(run: str | Path) -> Trained[LatentDiffusion]:
+def load_latent_diffusion(
+    run: str | Path, guidance: DictConfig | None = None, scale: float | None = None
+) -> Trained[LatentDiffusion]:
     """The second stage trained in the folder ``run``, with the first stage it was exported with.
 
+    Args:
+        run: the run folder.
+        guidance: instead of the one it was trained with.
+        scale: instead of that guidance's.
+
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, or it is damaged, or cannot be guided like this.
     """
     artifact = read_artifact(run, "latent_diffusion")
     first_stage = locate(Path(run)) / "first_stage"
     if not first_stage.is_dir():
         raise UserError(f"{first_stage} is lost: copy the first stage's export folder there")
     config = OmegaConf.create(artifact.manifest["config"])
+    if guidance is not None:
+        config.guidance = guidance
+    if scale is not None:
+        config.guidance.scale = scale
     module = build.latent_diffusion(config, first_stage)
-    build.load_weights(module.denoiser.network, artifact, run)
+    load_weights(module.denoiser.network, artifact, run)
     module.first_stage.to(device())
     return Trained(module.eval().to(device()), artifact, config)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance import Guidance
+from ldm_lightning.diffusion.guidance import Guidance, foresee
 from ldm_lightning.diffusion.objective import Objective
 from ldm_lightning.diffusion.sampler import Sampler
 from ldm_lightning.latent.frozen import FrozenFirstStage
@@ -111,10 +111,10 @@ class LatentDiffusion(pl.LightningModule):
             sampler: instead of the run's.
             guidance: instead of the run's.
         """
-        path, streams = self.denoiser.path, Streams(seed, index)
-        denoise = (guidance or self.guidance)(self.denoiser, condition)
+        path, streams, sampler = self.denoiser.path, Streams(seed, index), sampler or self.sampler
         z = path.prior(streams, self.latent_shape)
-        z0 = (sampler or self.sampler)(denoise, path, z, streams)
+        denoise = foresee((guidance or self.guidance)(self.denoiser, condition), sampler, path, z)
+        z0 = sampler(denoise, path, z, streams)
         return self.first_stage.decode(z0)
 
     def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:

@@ -121,6 +121,24 @@ def _changed_data(world: World) -> list[str]:
     return ["evaluate", f"run={world.second}"]
 
 
+def _no_dropout(world: World) -> list[str]:
+    _edit_config(world.second, "objective", condition_dropout=0.0)
+    return ["sample", f"run={world.second}", "scale=2"]
+
+
+def _edit_config(run: Path, node: str, **changes: object) -> None:
+    manifest = run / "export" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["config"][node] |= changes
+    manifest.write_text(json.dumps(content))
+
+
+def _guided_by(world: World, node: str, **changes: object) -> list[str]:
+    shutil.copytree(world.second, world.empty / "other")
+    _edit_config(world.empty / "other", node, **changes)
+    return ["sample", f"run={world.second}", "guidance=autoguidance", f"guidance.run={world.empty}/other"]
+
+
 MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "no such verb": (lambda w: ["trian"], ["trian", "did you mean 'train'"]),
     "no such group option": (lambda w: ["train", "data=mnsit5k"], ["data=mnsit5k", "did you mean 'mnist5k'"]),
@@ -167,7 +185,39 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "sample of nothing": (lambda w: ["sample", f"run={w.second}", "n=0"], ["n=0"]),
     "sample of no class": (lambda w: ["sample", f"run={w.second}", "classes=[oen]"], ["'oen'", "did you mean 'one'"]),
     "sample with no sampler": (lambda w: ["sample", f"run={w.second}", "sampler=hoin"], ["hoin", "heun"]),
+    "guidance without dropout": (
+        lambda w: w.latent_diffusion("objective.condition_dropout=0", "guidance.scale=2"),
+        ["guidance.scale=2", "train with objective.condition_dropout=0.1"],
+    ),
+    "guidance without dropout by sample": (_no_dropout, ["guidance.scale=2", "condition_dropout=0.1", "negative"]),
+    "no negative class": (
+        lambda w: ["sample", f"run={w.second}", "guidance=negative", "guidance.condition.class=oen"],
+        ["'oen'", "did you mean 'one'"],
+    ),
+    "negative caption of a model of classes": (
+        lambda w: ["sample", f"run={w.second}", "guidance=negative", "guidance.condition.caption=dark"],
+        ["guidance.condition.caption", "reads class"],
+    ),
+    "guidance by no run": (lambda w: ["sample", f"run={w.second}", "guidance=autoguidance"], ["guidance.run"]),
+    "guidance by a first stage": (
+        lambda w: ["sample", f"run={w.second}", "guidance=autoguidance", f"guidance.run={w.first}"],
+        ["first_stage model"],
+    ),
+    "guidance by another latent shape": (lambda w: _guided_by(w, "derived", height=32), ["another latent shape"]),
+    "guidance by another first stage": (lambda w: _guided_by(w, "derived", first_stage="0"), ["another first stage"]),
+    "guidance by another path": (lambda w: _guided_by(w, "path", schedule={}), ["another path"]),
+    "guidance by other classes": (lambda w: _guided_by(w, "derived", class_names=["a", "b"]), ["other classes"]),
+    "guidance interval reversed": (
+        lambda w: ["sample", f"run={w.second}", "guidance=limited", "guidance.interval.low=0.9"],
+        ["low=0.9"],
+    ),
+    "guidance of no number": (lambda w: ["sample", f"run={w.second}", "scale=much"], ["guidance.scale=much", "float"]),
     "evaluate other data": (_changed_data, ["fingerprint"]),
+    "likelihood of a first stage": (lambda w: ["evaluate", f"run={w.first}", "likelihood=ode"], ["second stage"]),
+    "likelihood of no probe": (
+        lambda w: ["evaluate", f"run={w.second}", "likelihood=ode", "likelihood.probes=0"],
+        ["likelihood.probes=0", "null"],
+    ),
     "evaluate no split": (lambda w: ["evaluate", f"run={w.second}", "reference=test"], ["reference=test"]),
     "sample of half a picture": (lambda w: ["sample", f"run={w.second}", "n=1.5"], ["n=1.5", "int"]),
     "sample of a word": (lambda w: ["sample", f"run={w.second}", "scale=abc"], ["scale=abc", "float"]),

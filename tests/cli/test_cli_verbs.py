@@ -55,6 +55,42 @@ def test_classes_by_name_and_number(latent_diffusion_run: Path, tmp_path: Path, 
     assert any((a != b).any() for a, b in zip(names, zero, strict=True))
 
 
+def test_guidance_is_chosen_when_sampling(
+    latent_diffusion_run: Path, pictures: Path, first_stage_run: Path, tmp_path: Path, ldm: Ldm
+) -> None:
+    data = ["data=image_folder", f"data.root={pictures}", f"first_stage.run={first_stage_run}"]
+    worse = ["denoiser.width=8", "trainer.max_steps=3", "objective.condition_dropout=0"]
+    guided = ["guidance=autoguidance", f"guidance.run={latent_diffusion_run}"]  # in training: by another run, too
+    done = ldm("train", *data, *TINY_LATENT_DIFFUSION, *worse, *guided, f"runs={tmp_path}", "name=worse")
+    assert done.code == 0, done.err
+    sheets = {}
+    for name, extra in {
+        "plain": ["scale=1"],
+        "free": ["scale=4"],
+        "null": ["guidance=negative", "scale=4"],
+        "negative": ["guidance=negative", "guidance.condition.class=one", "scale=4"],
+        "negative_number": ["guidance=negative", "guidance.condition.class=0", "guidance.scale=4"],
+        "rescaled": ["guidance=rescaled", "scale=4"],
+        "limited": ["guidance=limited", "scale=4", "guidance.interval.high=0.6", "steps=4"],
+        "nowhere": ["guidance=limited", "scale=4", "guidance.interval.high=0.21"],
+        "auto": ["guidance=autoguidance", f"guidance.run={tmp_path / 'worse'}", "scale=4"],
+        "auto_plain": ["guidance=autoguidance", f"guidance.run={tmp_path / 'worse'}", "scale=1"],
+    }.items():
+        result = ldm("sample", f"run={latent_diffusion_run}", "n=4", f"output={tmp_path / name}", *extra)
+        assert result.code == 0, result.err
+        sheets[name] = np.stack(drawn(tmp_path / name))
+    for one, other in (
+        ("null", "free"),
+        ("negative", "negative_number"),
+        ("nowhere", "plain"),
+        ("auto_plain", "plain"),
+    ):
+        assert (sheets[one] == sheets[other]).all(), (one, other)
+    distinct = [sheets[name] for name in ("plain", "free", "negative", "rescaled", "limited", "auto")]
+    for number, sheet in enumerate(distinct):
+        assert all((sheet != other).any() for other in distinct[:number])
+
+
 def test_evaluation_carries_its_protocol(latent_diffusion_run: Path, ldm: Ldm) -> None:
     for name, scale in (("a", "scale=1"), ("b", "scale=1"), ("c", "scale=3")):
         result = ldm("evaluate", f"run={latent_diffusion_run}", f"name={name}", "extractor=tiny", scale)
@@ -71,6 +107,30 @@ def test_evaluation_carries_its_protocol(latent_diffusion_run: Path, ldm: Ldm) -
     assert a["protocol"]["sampler"] == "Euler, 2 evaluations"
     assert {"seed", "weights", "step", "data", "version", "torch", "machine", "guidance"} <= a["protocol"].keys()
     assert (latent_diffusion_run / "evaluation" / "a.png").is_file()
+
+
+def test_likelihood_is_a_figure_with_its_protocol(latent_diffusion_run: Path, ldm: Ldm) -> None:
+    figures = {}
+    for name, extra in {
+        "ode": ["likelihood=ode"],
+        "again": ["likelihood=ode", "scale=3"],  # of the model itself, whatever the guidance
+        "probes": ["likelihood=ode", "likelihood.probes=8", "likelihood.tolerance=1e-4"],
+        "bound": ["likelihood=bound", "likelihood.steps=300"],
+    }.items():
+        result = ldm("evaluate", f"run={latent_diffusion_run}", f"name={name}", "judge=false", *extra)
+        assert result.code == 0, result.err
+        written = json.loads((latent_diffusion_run / "evaluation" / f"{name}.json").read_text())
+        ((label, figure),) = written["figures"].items()
+        n = written["protocol"]["n"]
+        assert label == (f"nll_bound_per_dim@{n}" if name == "bound" else f"nll_per_dim@{n}")
+        figures[name] = figure["value"]
+        for word in ("evaluations", "nats", "standardized", "standard error"):
+            assert word in written["protocol"]["likelihood"]
+        assert ("VariationalBound(" if name == "bound" else "ProbabilityFlow(") in written["protocol"]["likelihood"]
+    assert figures["again"] == figures["ode"]
+    assert figures["probes"] == pytest.approx(figures["ode"], abs=0.05)
+    assert figures["ode"] < figures["bound"]
+    assert 0.5 < figures["ode"] < 3  # a standard normal has 1.42
 
 
 def test_a_first_stage_is_measured_by_its_reconstructions(first_stage_run: Path, ldm: Ldm) -> None:

@@ -1,0 +1,53 @@
+"""From a configuration to a denoiser, and from an artifact to its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from ldm_lightning.artifact import Artifact
+from ldm_lightning.diffusion.denoiser import Denoiser
+from ldm_lightning.errors import UserError
+from ldm_lightning.nn.conditioner import Conditioner
+from ldm_lightning.nn.network import ConditionalNetwork
+
+__all__ = ["denoiser", "load_weights"]
+
+# What is missing, and how data get it.
+_CONDITIONS = {
+    "class": "classes to condition on: sort the pictures into one sub-folder a class",
+    "caption": "captions to condition on: set data.captions=FILE",
+}
+
+
+def denoiser(config: DictConfig) -> Denoiser:
+    """The untrained denoiser that ``config`` describes.
+
+    Raises:
+        UserError: the data have no condition that it reads.
+    """
+    conditioner: Conditioner = instantiate(config.condition)
+    for name in conditioner.reads:
+        if name not in config.derived.conditions:
+            raise UserError(f"these data have no {_CONDITIONS.get(name, name)}, or add condition=none")
+    backbone = instantiate(config.denoiser, vector_width=conditioner.vector_width, token_width=conditioner.token_width)
+    network = ConditionalNetwork(backbone, conditioner)
+    return Denoiser(network, instantiate(config.path), instantiate(config.prediction))
+
+
+def load_weights(module: torch.nn.Module, artifact: Artifact, run: str | Path) -> None:
+    """Fill ``module`` with the weights of the artifact of ``run``.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    try:
+        module.load_state_dict(artifact.weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in {run} do not fit the network its configuration describes "
+            f"(written by version {artifact.manifest['version']}): {str(error).splitlines()[1].strip()}"
+        ) from None

@@ -1,0 +1,12 @@
+"""The function that samplers call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+__all__ = ["Denoise"]
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(z (B, C, *space), t (B,), the same time for all rows) -> clean latents, shaped like z."""

@@ -1,0 +1,247 @@
+r"""Likelihood of latents under a diffusion model: exactly, by its ODE, or as a variational bound.
+
+**The probability-flow ODE** (Song et al. 2021) turns the density at t = 1 into that of the data by a deterministic
+flow, along which the log-density changes by the divergence of the velocity. In the coordinates y, c of the linear flow
+(:mod:`~ldm_lightning.diffusion.sampler.flow_coordinates`), with D dimensions,
+
+.. math:: \log p(z_0) = \log p(z_1) + D \log \frac{\alpha_1 + \sigma_1}{\alpha_0 + \sigma_0}
+          + \int_{c_0}^{c_1} \nabla_y \cdot \frac{y - \hat z_0}{c} \, dc .
+
+**The variational bound** (Ho et al. 2020; Kingma et al. 2021) is that of the ancestral sampler with T steps, on any
+Gaussian path. With SNR = :math:`\alpha^2 / \sigma^2` it is the expectation over :math:`q(z_t | z_0)` of
+
+.. math:: KL(q(z_1 | z_0) \| p(z_1)) + \sum_{k=2}^{T} \tfrac12 \left(SNR(t_{k-1}) - SNR(t_k)\right)
+          \|z_0 - \hat z_0(z_{t_k})\|^2 - \log p(z_0 | z_{t_1}) .
+
+Latents are continuous, so their decoder :math:`p(z_0 | z_{t_1})` is a Gaussian around the prediction with the variance
+:math:`\sigma^2 / (\alpha^2 + \sigma^2)` that standardized latents have given :math:`z_{t_1}`; the integrals over 255
+bins that pixel models use mean nothing here.
+
+Both are densities of *standardized latents*, in nats per latent dimension: lower is better, negative values are normal,
+and figures compare only between models on the same first stage. Bits per dimension of the pictures would need the
+likelihood of the first stage's decoder as well and are not offered.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.path import GaussianPath
+from ldm_lightning.diffusion.sampler.flow_coordinates import velocity
+from ldm_lightning.diffusion.sampler.grid import Grid
+from ldm_lightning.diffusion.schedule import Schedule
+from ldm_lightning.errors import UserError
+from ldm_lightning.rng import Streams
+
+__all__ = ["Likelihood", "LikelihoodMethod", "ProbabilityFlow", "VariationalBound", "bound_grid", "prior_log_density"]
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a latent costs.
+
+    Attributes:
+        nats: (B,) negative log-likelihood, or a bound that is above it in expectation, per latent dimension.
+        evaluations: network evaluations it took, without those of its gradients.
+    """
+
+    nats: Tensor
+    evaluations: int
+
+
+class LikelihoodMethod(Protocol):
+    """A way to the likelihood of latents.
+
+    Attributes:
+        label: of the figure.
+    """
+
+    label: ClassVar[str]
+
+    def __call__(self, denoise: Denoise, path: GaussianPath, z0: Tensor, streams: Streams) -> Likelihood:
+        """Measure the clean latents ``z0`` (B, C, *space)."""
+        ...
+
+
+def prior_log_density(path: GaussianPath, z: Tensor) -> Tensor:
+    """(B,) log-density of z at t = 1 under N(0, alpha(1)^2 + sigma(1)^2), where samplers start."""
+    alpha, sigma = path.schedule.alpha_sigma(z.new_ones(()))
+    return _normal(z, alpha**2 + sigma**2)
+
+
+@dataclass(frozen=True)
+class ProbabilityFlow:
+    """Exact negative log-likelihood by the probability-flow ODE, with an adaptive solver (dopri5).
+
+    Steps suit the worst sample of a batch, so another split into batches changes results within the tolerance.
+
+    Attributes:
+        tolerance: relative and absolute, of each step, of latents and of nats per dimension.
+        probes: random directions of Hutchinson's estimate of the divergence, each costing one gradient an evaluation;
+            the result is exact in expectation (Grathwohl et al. 2019). None: the exact divergence by one gradient a
+            dimension, for few dimensions.
+        start: c at which the latents are taken to be clean; at 0 itself the velocity is 0 / 0.
+    """
+
+    label: ClassVar[str] = "nll"
+    tolerance: float = 1e-5
+    probes: int | None = 1
+    start: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.tolerance <= 0:
+            raise UserError(f"likelihood.tolerance={self.tolerance} must be above 0; 1e-5 is usual")
+        if self.probes is not None and self.probes < 1:
+            raise UserError(f"likelihood.probes={self.probes}: set at least 1, or null for the exact divergence")
+        if not 0 < self.start < 0.1:
+            raise UserError(f"likelihood.start={self.start} must be above 0 and small; 1e-6 is usual")
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        path: GaussianPath,
+        z0: Tensor,
+        streams: Streams,
+        terminal: LogDensity | None = None,
+    ) -> Likelihood:
+        """Measure the clean latents.
+
+        Args:
+            denoise: the model, in the precision of ``z0``; the flow itself is integrated in float64.
+            path: its path.
+            z0: (B, C, *space) latents.
+            streams: where the probes of each sample come from; they stay the same along the whole flow.
+            terminal: (B, C, *space) latents at t = 1 -> (B,) log-density; :func:`prior_log_density` by default.
+
+        Raises:
+            UserError: the solver's steps become too small for the tolerance.
+        """
+        from torchdiffeq import odeint  # brings scipy, which takes a second
+
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=z0.device)
+        alpha, sigma = path.schedule.alpha_sigma(ends)
+        first, last = torch.clamp(sigma / (alpha + sigma), min=self.start)
+        scale = (alpha + sigma).log()
+        directions = self._directions(z0, streams)
+        dimensions, evaluations, tol = z0[0].numel(), 0, self.tolerance
+
+        def slope(c: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            nonlocal evaluations
+            evaluations += 1
+            t = path.schedule.time(2 * (torch.log1p(-c) - c.log())).expand(len(z0))
+            a, s = path.coefficients(t, z0)
+            with torch.enable_grad():
+                y = state[0].detach().requires_grad_()
+                clean = denoise(((a + s) * y).to(z0.dtype), t.to(z0.dtype))
+                flow = velocity(y, c, clean.double())
+                divergence = torch.zeros_like(state[1])
+                for direction in directions:
+                    (pulled,) = torch.autograd.grad(flow, y, direction, retain_graph=True)
+                    divergence += (pulled * direction).flatten(1).sum(1)
+            return flow.detach(), divergence / (dimensions * (self.probes or 1))
+
+        with torch.no_grad():
+            state = z0.double() / scale[0].exp(), z0.new_zeros(len(z0), dtype=torch.float64)
+            # Where the path ends a step has to end, for the solver would go beyond and interpolate back.
+            options = {"first_step": (last - first) / 100, "step_t": last[None], "norm": _worst}
+            both = torch.stack([first, last])
+            try:
+                (_, y1), (_, change) = odeint(slope, state, both, rtol=tol, atol=tol, method="dopri5", options=options)
+            except AssertionError as error:
+                raise UserError(f"likelihood.tolerance={tol} is not reached ({error}): set a larger one") from error
+            z1 = scale[1].exp() * y1
+            log_density = prior_log_density(path, z1) if terminal is None else terminal(z1)
+        return Likelihood(scale[0] - scale[1] - change - log_density / dimensions, evaluations)
+
+    def _directions(self, z0: Tensor, streams: Streams) -> Tensor:
+        """(K, B, C, *space): unit vectors, or Rademacher probes."""
+        if self.probes is None:
+            basis = torch.eye(z0[0].numel(), dtype=torch.float64, device=z0.device)
+            return basis.view(-1, 1, *z0.shape[1:]).expand(-1, *z0.shape)
+        signs = [streams.uniform(f"likelihood/{probe}", z0.shape[1:]) < 0.5 for probe in range(self.probes)]
+        return 2 * torch.stack(signs).double() - 1
+
+
+def bound_grid(steps: int, schedule: Schedule) -> Tensor:
+    """(steps + 1,) float64 times from 1 to 0, evenly spaced in log-SNR where sigma / alpha is within 1e-3 and 1e3.
+
+    Only if the SNR of neighbouring times becomes alike does the bound become tight. At even times it does not: however
+    many there are, the SNR at the second one is half that at the first (on the linear flow, a quarter).
+    """
+    widest = 2 * math.log(1e3)
+    first = schedule.log_snr(torch.ones(1, dtype=torch.float64)).clamp(min=-widest)
+    times = schedule.time(torch.lerp(first, torch.full_like(first, widest), torch.linspace(0, 1, steps).double()))
+    times[0] = 1
+    return torch.cat([times, times.new_zeros(1)])
+
+
+@dataclass(frozen=True)
+class VariationalBound:
+    """Upper bound on the negative log-likelihood: what the ancestral sampler with ``steps`` steps guarantees.
+
+    The noise of each sample and step is drawn once, so that the bound holds in expectation, not for every sample.
+
+    Attributes:
+        steps: T, equal to the number of network evaluations; more make the bound tighter.
+        grid: times of the steps; ``uniform_grid`` with 1000 steps are those of a DDPM table.
+    """
+
+    label: ClassVar[str] = "nll_bound"
+    steps: int = 1000
+    grid: Grid = bound_grid
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"likelihood.steps={self.steps}: at least one step is needed")
+
+    @torch.no_grad()
+    def __call__(self, denoise: Denoise, path: GaussianPath, z0: Tensor, streams: Streams) -> Likelihood:
+        """Measure the clean latents.
+
+        Args:
+            denoise: the model, in the precision of ``z0``; terms are computed and added in float64.
+            path: its path.
+            z0: (B, C, *space) latents.
+            streams: where the noise of each sample comes from.
+        """
+        data = z0.double()
+        schedule = copy.deepcopy(path).cpu().schedule
+        times = self.grid(self.steps, schedule).flip(0)
+        alpha, sigma = (part.to(z0.device)[:, None] for part in schedule.alpha_sigma(times))
+        times = times.to(z0)
+        snr = (alpha / sigma).square()
+        # KL of N(alpha z_0, sigma^2) and the prior N(0, alpha^2 + sigma^2) at t = 1.
+        power = alpha[-1] ** 2 + sigma[-1] ** 2
+        mean_square = data.square().flatten(1).mean(1)
+        nats = (power / sigma[-1] ** 2).log() / 2 + alpha[-1] ** 2 * (mean_square - 1) / (2 * power)
+        for k in range(self.steps, 0, -1):
+            noise = streams.normal(f"bound/{k}", z0.shape[1:]).to(z0.dtype)
+            t = times[k].expand(len(z0))
+            clean = denoise(path.corrupt(z0, t, noise), t).double()
+            if k > 1:
+                error = (data - clean).square().flatten(1).mean(1)
+                nats = nats + (snr[k - 1] - snr[k]) * error / 2
+            else:
+                variance = sigma[1] ** 2 / (alpha[1] ** 2 + sigma[1] ** 2)
+                nats = nats - _normal(data - clean, variance) / data[0].numel()
+        return Likelihood(nats, self.steps)
+
+
+def _normal(z: Tensor, variance: Tensor) -> Tensor:
+    """(B,) log-density of z (B, C, *space) under N(0, variance)."""
+    return -(z.square().flatten(1) / variance + (2 * math.pi * variance).log()).sum(1) / 2
+
+
+def _worst(state: tuple[Tensor, Tensor]) -> Tensor:
+    """The largest error of any sample: root mean square of its latents, or its nats."""
+    return torch.maximum(state[0].flatten(1).square().mean(1).sqrt(), state[1].abs()).max()
