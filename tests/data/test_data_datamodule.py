@@ -160,9 +160,19 @@ def test_fingerprint(array, pictures, tmp_path):
     assert fingerprint(batch_size=3, seed=5) == prints[0]  # how data are visited is not what they are
 
     root = pictures("1.png", "2.png")
-    before = DataModule(ImageFolder(str(root)), ImageTransform(8)).fingerprint
+    before = DataModule(ImageFolder(str(root)), ImageTransform(8))
+    prints = before.fingerprint, before.contents
     (root / "1.png").rename(root / "3.png")
-    assert DataModule(ImageFolder(str(root)), ImageTransform(8)).fingerprint == before
+    after = DataModule(ImageFolder(str(root)), ImageTransform(8))
+    assert after.fingerprint != prints[0]  # the order, hence each picture's noise, is another
+    assert after.contents == prints[1]
+
+
+def test_fingerprint_knows_the_labels(pictures):
+    root = pictures("a/1.png", "a/2.png", "b/3.png", "b/4.png")
+    before = DataModule(ImageFolder(str(root)), ImageTransform(8)).fingerprint
+    (root / "a" / "2.png").rename(root / "b" / "2.png")
+    assert DataModule(ImageFolder(str(root)), ImageTransform(8)).fingerprint != before
 
 
 def test_small_pictures_reach_the_source(pictures):

@@ -120,7 +120,7 @@ def test_small_pictures(pictures, noise):
         source = prepared(root, min_size=20, max_bad_fraction=0.1)
     assert "flat.png" not in source.files
     with pytest.raises(UserError, match=r"smallest side is 19: set data\.transform\.upscale=true"):
-        prepared(root, min_size=20)
+        prepared(root, min_size=20, max_bad_fraction=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(prepared(root, min_size=19)) == 10

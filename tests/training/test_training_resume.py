@@ -102,7 +102,7 @@ def test_killed_and_resumed_is_never_killed(
 def test_a_stop_amid_accumulated_batches_loses_none(
     pictures: Path, first_stage_run: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    more = ["trainer.accumulate_grad_batches=4", "trainer.val_check_interval=8", "trainer.max_steps=4"]
+    more = ["trainer.accumulate_grad_batches=4", "trainer.val_check_interval=12", "trainer.max_steps=4"]
     whole = tmp_path_factory.mktemp("whole")
     done = start(whole, *overrides(pictures, first_stage_run, whole), *more)
     assert done.returncode == 0, done.stderr
