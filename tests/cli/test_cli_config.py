@@ -105,6 +105,14 @@ def test_every_option_is_built(group: str, option: str, tmp_path: Path) -> None:
         assert instantiate(node) is not None
 
 
+@pytest.mark.parametrize("part", ["grid", "scale"])
+def test_parts_of_a_sampler_compose_with_it(part: str) -> None:
+    for option in sorted(path.stem for path in (CONF / "sampler" / part).glob("*.yaml")):
+        config = compose("train", "stage=latent_diffusion", "sampler=edm", f"+sampler/{part}={option}")
+        check(config.sampler)
+        assert callable(getattr(instantiate(config.sampler), part))
+
+
 def test_every_yaml_says_what_it_is() -> None:
     """Each yaml says in its first comment what it is and where it comes from."""
     for path in CONF.rglob("*.yaml"):

@@ -7,25 +7,53 @@ Each is a small frozen dataclass called as ``sampler(denoise, path, z, streams)`
 - ``z`` is a draw from ``path.prior``,
 - ``streams`` gives each sample its own noise, so a sample does not depend on the batch it is made in.
 
-``sampler.evaluations`` is the exact number of calls of ``denoise``, for every number of steps.
+``sampler.evaluations`` is the exact number of calls of ``denoise``, for every number of steps (for the adaptive solver
+the most it can make).
 """
 
+from ldm_lightning.diffusion.sampler.adaptive import AdaptiveODE
 from ldm_lightning.diffusion.sampler.ddim import DDIM
 from ldm_lightning.diffusion.sampler.ddpm import DDPM
+from ldm_lightning.diffusion.sampler.dpm_solver import DPMSolver2M
+from ldm_lightning.diffusion.sampler.edm import EDM
 from ldm_lightning.diffusion.sampler.euler import Euler
-from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock, velocity
-from ldm_lightning.diffusion.sampler.grid import Sampler, flow_grid, time_pairs, uniform_grid
+from ldm_lightning.diffusion.sampler.euler_ancestral import EulerAncestral
+from ldm_lightning.diffusion.sampler.grid import (
+    Grid,
+    Sampler,
+    flow_grid,
+    karras_grid,
+    log_snr_grid,
+    quadratic_grid,
+    uniform_grid,
+)
 from ldm_lightning.diffusion.sampler.heun import Heun
+from ldm_lightning.diffusion.sampler.plms import PLMS
+from ldm_lightning.diffusion.sampler.rk4 import RK4
+from ldm_lightning.diffusion.sampler.trajectory import coordinates, flow_scale, signal_scale, trajectory
+from ldm_lightning.diffusion.sampler.unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "EDM",
+    "PLMS",
+    "RK4",
+    "AdaptiveODE",
+    "DPMSolver2M",
     "Euler",
+    "EulerAncestral",
+    "Grid",
     "Heun",
     "Sampler",
+    "UniPC",
+    "coordinates",
     "flow_grid",
-    "scale_and_clock",
-    "time_pairs",
+    "flow_scale",
+    "karras_grid",
+    "log_snr_grid",
+    "quadratic_grid",
+    "signal_scale",
+    "trajectory",
     "uniform_grid",
-    "velocity",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
-from ldm_lightning.diffusion.sampler.grid import Grid, time_pairs, uniform_grid
+from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
+from ldm_lightning.diffusion.sampler.trajectory import add_noise, step_size, trajectory
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
@@ -40,15 +42,9 @@ class DDIM:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        for step, (t, s) in enumerate(time_pairs(self.grid, self.steps, path.schedule, z)):
-            clean = denoise(z, t)
-            alpha_t, sigma_t = path.coefficients(t, z)
-            alpha_s, sigma_s = path.coefficients(s, z)
-            noise = (z - alpha_t * clean) / sigma_t
-            if self.eta == 0:
-                z = alpha_s * clean + sigma_s * noise
-            else:
-                fresh = self.eta * path.posterior(z, clean, s, t)[1]
-                z = alpha_s * clean + (sigma_s**2 - fresh**2).clamp(min=0).sqrt() * noise
-                z = z + fresh * streams.normal(f"sampler/{step}", z.shape[1:]).to(z.dtype)
+        for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
+            clean = denoise(z, t.time)
+            fresh = self.eta * s.sigma * math.sqrt(-math.expm1(-2 * step_size(t, s)))
+            kept = math.sqrt(s.sigma**2 - fresh**2) / t.sigma
+            z = add_noise(kept * z + (s.alpha - kept * t.alpha) * clean, fresh, streams, step)
         return z

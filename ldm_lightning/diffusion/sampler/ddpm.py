@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
-from ldm_lightning.diffusion.sampler.grid import Grid, time_pairs, uniform_grid
+from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
+from ldm_lightning.diffusion.sampler.trajectory import add_noise, step_size, trajectory
 from ldm_lightning.rng import Streams
 
 __all__ = ["DDPM"]
@@ -16,7 +18,7 @@ __all__ = ["DDPM"]
 
 @dataclass(frozen=True)
 class DDPM:
-    """Draw z_s from q(z_s | z_t, z_0 = predicted clean data).
+    """Draw z_s from q(z_s | z_t, z_0 = predicted clean data), see :meth:`GaussianPath.posterior`.
 
     Attributes:
         steps: number of steps, equal to the number of network evaluations.
@@ -33,7 +35,10 @@ class DDPM:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        for step, (t, s) in enumerate(time_pairs(self.grid, self.steps, path.schedule, z)):
-            mean, std = path.posterior(z, denoise(z, t), s, t)
-            z = mean + std * streams.normal(f"sampler/{step}", z.shape[1:]).to(z.dtype)
+        for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
+            clean = denoise(z, t.time)
+            h = step_size(t, s)
+            added = -math.expm1(-2 * h)  # the share of the noise at t that was added since s
+            mean = math.exp(-h) * s.sigma / t.sigma * z + s.alpha * added * clean
+            z = add_noise(mean, s.sigma * math.sqrt(added), streams, step)
         return z

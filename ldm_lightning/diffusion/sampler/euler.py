@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
-from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock, velocity
-from ldm_lightning.diffusion.sampler.grid import Grid, time_pairs, uniform_grid
+from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
+from ldm_lightning.diffusion.sampler.trajectory import trajectory
 from ldm_lightning.rng import Streams
 
 __all__ = ["Euler"]
@@ -34,9 +34,7 @@ class Euler:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        for t, s in time_pairs(self.grid, self.steps, path.schedule, z):
-            scale_t, c_t = scale_and_clock(path, t, z)
-            scale_s, c_s = scale_and_clock(path, s, z)
-            y = z / scale_t
-            z = scale_s * (y + (c_s - c_t) * velocity(y, c_t, denoise(z, t)))
+        for t, s in trajectory(self.grid, self.steps, path, z):
+            kept = s.sigma / t.sigma
+            z = kept * z + (s.alpha - kept * t.alpha) * denoise(z, t.time)
         return z

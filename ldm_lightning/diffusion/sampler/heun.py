@@ -8,11 +8,23 @@ from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
-from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock, velocity
-from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid, time_pairs
+from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
+from ldm_lightning.diffusion.sampler.trajectory import Level, Scale, coordinates, flow_scale, trajectory
 from ldm_lightning.rng import Streams
 
-__all__ = ["Heun"]
+__all__ = ["Heun", "heun_step"]
+
+
+def heun_step(denoise: Denoise, z: Tensor, t: Level, s: Level, scale: Scale) -> Tensor:
+    """From z_t to z_s by two network evaluations, or to t = 0, where the slope is not defined, by one."""
+    (scale_t, c_t), (scale_s, c_s) = coordinates(t, scale), coordinates(s, scale)
+    y_t = z / scale_t
+    slope = (y_t - denoise(z, t.time)) / c_t
+    y_s = y_t + (c_s - c_t) * slope
+    if c_s > 0:
+        slope = (slope + (y_s - denoise(scale_s * y_s, s.time)) / c_s) / 2
+        y_s = y_t + (c_s - c_t) * slope
+    return scale_s * y_s
 
 
 @dataclass(frozen=True)
@@ -23,10 +35,12 @@ class Heun:
         steps: number of steps; it takes 2 * steps - 1 network evaluations.
         grid: times of the steps. Evenly spaced ones would cost the second order on DDPM tables, where sigma starts like
             the root of t and the last step, of first order, would dominate the error.
+        scale: coordinates of the ODE; ``signal_scale`` is the published form, for paths with signal at t = 1 only.
     """
 
     steps: int = 25
     grid: Grid = flow_grid
+    scale: Scale = flow_scale
 
     @property
     def evaluations(self) -> int:
@@ -35,14 +49,6 @@ class Heun:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        for step, (t, s) in enumerate(time_pairs(self.grid, self.steps, path.schedule, z), start=1):
-            scale_t, c_t = scale_and_clock(path, t, z)
-            scale_s, c_s = scale_and_clock(path, s, z)
-            y_t = z / scale_t
-            slope = velocity(y_t, c_t, denoise(z, t))
-            y_s = y_t + (c_s - c_t) * slope
-            if step < self.steps:
-                slope = (slope + velocity(y_s, c_s, denoise(scale_s * y_s, s))) / 2
-                y_s = y_t + (c_s - c_t) * slope
-            z = scale_s * y_s
+        for t, s in trajectory(self.grid, self.steps, path, z):
+            z = heun_step(denoise, z, t, s, self.scale)
         return z

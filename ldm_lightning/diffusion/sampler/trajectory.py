@@ -1,0 +1,127 @@
+r"""The levels of noise a sampler passes through, as plain numbers, known before the first step.
+
+A sampler's coefficients depend on the schedule and the times of its steps only, never on the latents. They are computed
+for the whole trajectory in double precision on the host, before the loop, so that a step costs a few elementwise
+operations on the latents and never waits for the device.
+
+Most methods combine what they have linearly: with the clean data :math:`\hat z_0` predicted at time t,
+
+.. math:: z_s = a z_t + b \hat z_0 + f \epsilon .
+
+What they share is the step in half log-SNR, :math:`\lambda = \log(\alpha / \sigma)`,
+
+.. math:: h = \lambda_s - \lambda_t, \qquad e^{-h} = \frac{\alpha_t \sigma_s}{\sigma_t \alpha_s},
+
+which is infinite from a start without signal (:math:`\alpha_t = 0`) and to the clean end (:math:`\sigma_s = 0`);
+:math:`e^{-h} = 0` then, and every formula written with it stays finite.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ldm_lightning.diffusion.path import GaussianPath
+from ldm_lightning.diffusion.sampler.grid import Grid
+from ldm_lightning.diffusion.schedule import Schedule
+from ldm_lightning.errors import UserError
+from ldm_lightning.rng import Streams
+
+__all__ = [
+    "Level",
+    "Scale",
+    "add_noise",
+    "coordinates",
+    "flow_scale",
+    "levels",
+    "signal_scale",
+    "step_size",
+    "trajectory",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One time of a trajectory.
+
+    Attributes:
+        time: (B,), on the device of the latents: what the denoiser is told.
+        alpha: signal coefficient.
+        sigma: noise coefficient.
+        log_snr: log(alpha^2 / sigma^2); infinite where one of them is 0.
+    """
+
+    time: Tensor
+    alpha: float
+    sigma: float
+    log_snr: float
+
+
+def host(schedule: Schedule) -> Schedule:
+    """The schedule on the CPU, whatever device the model is on; tables are small."""
+    return copy.deepcopy(schedule).cpu() if isinstance(schedule, nn.Module) else schedule
+
+
+def levels(schedule: Schedule, times: Tensor, z: Tensor) -> list[Level]:
+    """The levels at ``times``, float64 on the CPU like ``schedule``, for the latents ``z`` (B, C, *space)."""
+    numbers = torch.stack([*schedule.alpha_sigma(times), schedule.log_snr(times)], dim=1).tolist()
+    # One transfer; times closer than bfloat16 can tell must not merge.
+    clock = times.to(z.device, torch.promote_types(z.dtype, torch.float32))[:, None].expand(-1, z.shape[0])
+    return [Level(time, *row) for time, row in zip(clock, numbers, strict=True)]
+
+
+def trajectory(grid: Grid, steps: int, path: GaussianPath, z: Tensor) -> list[tuple[Level, Level]]:
+    """The two ends (t, s) of every step, from t down to s; the last s is 0.
+
+    Raises:
+        UserError: fewer than one step.
+    """
+    if steps < 1:
+        raise UserError(f"sampler.steps={steps}: at least one step is needed")
+    schedule = host(path.schedule)
+    return list(pairwise(levels(schedule, grid(steps, schedule), z)))
+
+
+def step_size(t: Level, s: Level) -> float:
+    """h, the step from t down to s in half log-SNR; infinite from pure noise and to clean data."""
+    return (s.log_snr - t.log_snr) / 2
+
+
+def add_noise(z: Tensor, std: float, streams: Streams, step: int) -> Tensor:
+    """Add the fresh noise of a step, every sample's from its own stream."""
+    if std == 0:
+        return z
+    return z + std * streams.normal(f"sampler/{step}", z.shape[1:]).to(z.dtype)
+
+
+Scale = Callable[[float, float], float]
+
+
+def flow_scale(alpha: float, sigma: float) -> float:
+    """alpha + sigma: the coordinates of the linear flow, regular at both ends of every path."""
+    return alpha + sigma
+
+
+def signal_scale(alpha: float, sigma: float) -> float:
+    """alpha: the clock sigma / alpha of Karras et al. 2022, for paths that keep some signal at t = 1."""
+    return alpha
+
+
+def coordinates(level: Level, scale: Scale) -> tuple[float, float]:
+    r"""The scale and the clock :math:`c = \sigma / scale` in which a solver walks along the probability-flow ODE.
+
+    For either scale :math:`y = z / scale` obeys :math:`dy / dc = (y - \hat z_0) / c`: with ``signal_scale`` this is the
+    noise, with ``flow_scale`` noise minus clean data. The ODE is the same, its discretizations differ.
+
+    Raises:
+        UserError: a scale of zero.
+    """
+    size = scale(level.alpha, level.sigma)
+    if size == 0:
+        raise UserError("sampler.scale=signal_scale needs some signal at t = 1, this path keeps none: use flow_scale")
+    return size, level.sigma / size
