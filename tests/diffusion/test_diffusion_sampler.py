@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.path import GaussianPath
-from ldm_lightning.diffusion.prediction import Clean, Epsilon, Flow, Velocity
+from ldm_lightning.diffusion.prediction import Clean, Edm, Epsilon, Flow, Velocity
 from ldm_lightning.diffusion.sampler import DDIM, DDPM, Euler, Heun, Sampler, time_pairs, uniform_grid
 from ldm_lightning.diffusion.schedule import LinearFlow, TableSchedule, scaled_linear_betas
 from ldm_lightning.errors import UserError
@@ -182,7 +182,7 @@ def test_ddim_is_equation_12_on_a_table():
     torch.testing.assert_close(DDIM(4, eta)(shrink, path, z, streams), expected)
 
 
-def test_every_prediction_makes_the_same_trajectory(sampler, path, data):
+def test_every_prediction_makes_the_same_trajectory(sampler, path, data, signal_left):
     """A network that answers its target for the optimal clean data, guided or not, walks the same way."""
     optimal, z = data.denoise(path), torch.randn(4, 3, dtype=torch.float64)
     ends = []
@@ -193,11 +193,15 @@ def test_every_prediction_makes_the_same_trajectory(sampler, path, data):
             self.prediction = prediction
 
         def forward(self, z: Tensor, t: Tensor, condition: dict[str, Tensor], drop: Tensor) -> Tensor:
+            if isinstance(self.prediction, Edm):  # asked for the scaled latents at log(sigma / alpha) / 4
+                t = path.schedule.time(-8 * t)
             alpha, sigma = path.coefficients(t, z)
+            if isinstance(self.prediction, Edm):
+                z = z * (sigma**2 + (0.5 * alpha) ** 2).sqrt()
             clean = optimal(z, t)
             return self.prediction.target(clean, (z - alpha * clean) / sigma, alpha, sigma)
 
-    predictions = [Clean(), Velocity(), Flow(), *([] if isinstance(path.schedule, LinearFlow) else [Epsilon()])]
+    predictions = [Clean(), Velocity(), Flow(), *([Epsilon(), Edm(0.5)] if signal_left else [])]
     for prediction in predictions:
         for scale in (1.0, 3.0):
             denoise = ClassifierFree(scale)(Denoiser(Exact(prediction), path, prediction), {})
