@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_lightning.diffusion.path import GaussianPath
-from ldm_lightning.diffusion.prediction import Epsilon, Prediction
+from ldm_lightning.diffusion.prediction import Edm, Epsilon, Prediction
 from ldm_lightning.errors import UserError
 
 __all__ = ["Denoiser"]
@@ -23,15 +23,16 @@ class Denoiser(nn.Module):
         prediction: what the network predicts.
 
     Raises:
-        UserError: noise prediction on a schedule that ends in pure noise, where it does not determine the data.
+        UserError: the schedule ends in pure noise, where noise does not determine the data, and EDM's noise level, the
+            network's time, is infinite.
     """
 
     def __init__(self, network: nn.Module, path: GaussianPath, prediction: Prediction) -> None:
         super().__init__()
-        if isinstance(prediction, Epsilon) and path.schedule.alpha_sigma(torch.ones(1))[0].item() < 1e-6:
+        if isinstance(prediction, Epsilon | Edm) and path.schedule.alpha_sigma(torch.ones(1))[0].item() < 1e-6:
             raise UserError(
-                "prediction=epsilon cannot start from a schedule whose last step holds no signal (alpha(1) = 0): "
-                "use prediction=velocity, prediction=flow or prediction=clean"
+                f"prediction={type(prediction).__name__.lower()} cannot start from a schedule whose last step holds no "
+                "signal (alpha(1) = 0): use prediction=velocity, prediction=flow or prediction=clean"
             )
         self.network = network
         self.path = path
@@ -46,7 +47,7 @@ class Denoiser(nn.Module):
             condition: tensors by name, first dimension B.
             drop: (B,) bool, True where the condition is replaced by the learned null condition.
         """
-        output: Tensor = self.network(z, t, condition, drop)
+        output: Tensor = self.network(*self.prediction.question(self.path, z, t), condition, drop)
         return output.to(z.dtype)  # conversions are made in full precision also under autocast
 
     def target(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

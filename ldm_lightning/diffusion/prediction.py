@@ -4,7 +4,8 @@ Every prediction F is a linear combination of clean data and noise, so that
 
 .. math:: z_0 = c_{skip}(t) z_t + c_{out}(t) F(z_t, t).
 
-The denoiser uses these two conversions only; no sampler ever asks which prediction a network makes.
+The denoiser uses these two conversions only; no sampler ever asks which prediction a network makes. A prediction may
+also say in which form the network is asked: by default as it is, z_t and t.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["Clean", "Epsilon", "Flow", "Prediction", "Velocity"]
+from ldm_lightning.diffusion.path import GaussianPath
+
+__all__ = ["Clean", "Edm", "Epsilon", "Flow", "Prediction", "Velocity"]
 
 
 class Prediction(Protocol):
@@ -28,9 +31,13 @@ class Prediction(Protocol):
         """(c_skip, c_out): clean data = c_skip * z_t + c_out * output."""
         ...
 
+    def question(self, path: GaussianPath, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given in place of ``z`` and (B,) ``t``."""
+        return z, t
+
 
 @dataclass(frozen=True)
-class Epsilon:
+class Epsilon(Prediction):
     """The noise (Ho et al. 2020). Says nothing about the data where alpha is 0."""
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -43,7 +50,7 @@ class Epsilon:
 
 
 @dataclass(frozen=True)
-class Clean:
+class Clean(Prediction):
     """The clean data, "x0"."""
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -56,7 +63,7 @@ class Clean:
 
 
 @dataclass(frozen=True)
-class Velocity:
+class Velocity(Prediction):
     """v = alpha noise - sigma z_0 (Salimans & Ho 2022)."""
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -70,7 +77,7 @@ class Velocity:
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Prediction):
     """u = noise - z_0, the velocity of the linear flow (Lipman et al. 2022; Liu et al. 2022)."""
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -81,3 +88,35 @@ class Flow:
         """z_0 = (z_t - sigma F) / (alpha + sigma)."""
         total = alpha + sigma
         return 1 / total, -sigma / total
+
+
+@dataclass(frozen=True)
+class Edm(Prediction):
+    r"""The preconditioning of EDM (Karras et al. 2022, table 1), on any Gaussian path that ends above zero signal.
+
+    Stated there for alpha = 1. Since :math:`z_t / \alpha = z_0 + (\sigma / \alpha) \epsilon`, it carries over by
+    putting :math:`z_t / \alpha` for its noisy data and :math:`\sigma / \alpha` for its noise level. The network's input
+    and its target both have unit variance at all times.
+
+    Attributes:
+        sigma_data: standard deviation of the clean data; 1 for standardized latents.
+    """
+
+    sigma_data: float = 1.0
+
+    def _scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Standard deviation of z_t."""
+        return (sigma**2 + (self.sigma_data * alpha) ** 2).sqrt()
+
+    def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """(z_0 - c_skip z_t) / c_out, of unit variance."""
+        return (sigma / self.sigma_data * z0 - alpha * self.sigma_data * noise) / self._scale(alpha, sigma)
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The published c_skip / alpha, and c_out."""
+        scale = self._scale(alpha, sigma)
+        return self.sigma_data**2 * alpha / scale**2, self.sigma_data * sigma / scale
+
+    def question(self, path: GaussianPath, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """c_in z_t of unit variance, and as its time c_noise = log(sigma / alpha) / 4."""
+        return z / self._scale(*path.coefficients(t, z)), -path.schedule.log_snr(t) / 8

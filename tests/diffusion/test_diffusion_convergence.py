@@ -39,6 +39,14 @@ from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock
 from ldm_lightning.diffusion.sampler.grid import flow_grid
 from ldm_lightning.diffusion.schedule import LinearFlow, TableSchedule, scaled_linear_betas
 from ldm_lightning.rng import Streams
+from tests.diffusion.conftest import SCHEDULES
+
+
+@pytest.fixture(scope="session", params=["flow", "linear", "scaled_linear", "cosine"])
+def schedule(request):
+    """The first four; the other schedules have their own laws, and the quick ones of the samplers below."""
+    return SCHEDULES[request.param]()
+
 
 FIRST_ORDER = {
     "euler": Euler(),

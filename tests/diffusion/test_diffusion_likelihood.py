@@ -14,12 +14,25 @@ from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.likelihood import ProbabilityFlow, VariationalBound, bound_grid, prior_log_density
 from ldm_lightning.diffusion.path import GaussianPath
-from ldm_lightning.diffusion.prediction import Epsilon
+from ldm_lightning.diffusion.prediction import Clean, Epsilon, Flow, Velocity
 from ldm_lightning.diffusion.sampler import uniform_grid
 from ldm_lightning.diffusion.schedule import LinearFlow, TableSchedule, scaled_linear_betas
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 from tests.diffusion.conftest import SCHEDULES, GaussianData
+
+
+@pytest.fixture(scope="session", params=["flow", "linear", "scaled_linear", "cosine"])
+def schedule(request):
+    """The first four: a likelihood on each takes seconds."""
+    return SCHEDULES[request.param]()
+
+
+@pytest.fixture(scope="session", params=[Epsilon(), Clean(), Velocity(), Flow()], ids=str)
+def prediction(request):
+    """Those that show a network z and t as they are."""
+    return request.param
+
 
 COUNT = 12
 STREAMS = Streams(0, torch.arange(COUNT))

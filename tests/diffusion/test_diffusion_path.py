@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ldm_lightning.diffusion.path import GaussianPath, expand
-from ldm_lightning.diffusion.schedule import TableSchedule, cosine_betas, linear_betas, scaled_linear_betas
+from ldm_lightning.diffusion.schedule import (
+    TableSchedule,
+    cosine_betas,
+    laplace_betas,
+    linear_betas,
+    scaled_linear_betas,
+    sigmoid_betas,
+    zero_terminal_snr,
+)
 from ldm_lightning.rng import Streams
 
 TIMES = st.lists(st.integers(0, 2000), min_size=2, max_size=2, unique=True).map(
@@ -61,8 +69,7 @@ def test_prior_is_the_marginal_of_standardized_latents(path):
     streams = Streams(0, torch.arange(20_000))
     z = path.prior(streams, (2,))
     alpha, sigma = scalars(path, 1)
-    assert (alpha**2 + sigma**2) ** 0.5 == pytest.approx(1)  # all our schedules end at unit variance
-    assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
+    assert stats.kstest(z.flatten().numpy(), "norm", (0, (alpha**2 + sigma**2) ** 0.5)).pvalue > 1e-3
     noise = path.noise(streams, (2,))
     assert abs(torch.corrcoef(torch.stack([z[:, 0], noise[:, 0]]))[0, 1]) < 4 / 20_000**0.5
 
@@ -91,7 +98,42 @@ def test_posterior_after_corruption_is_the_corruption_at_the_earlier_time(path, 
     assert (of_z_t * sigma_t) ** 2 + std**2 == pytest.approx(sigma_s**2, abs=1e-12)
 
 
-@pytest.mark.parametrize("betas", [linear_betas(), scaled_linear_betas(), cosine_betas()], ids=["lin", "scaled", "cos"])
+TABLES = {
+    "linear": linear_betas(),
+    "scaled_linear": scaled_linear_betas(),
+    "cosine": cosine_betas(),
+    "sigmoid": sigmoid_betas(),
+    "laplace": laplace_betas(),
+    "zero_snr": zero_terminal_snr(linear_betas()),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_stepwise_corruption_has_the_moments_of_the_closed_form(name):
+    """z_k = sqrt(1 - beta_k) z_{k-1} + sqrt(beta_k) noise: the mean's factor and the variance, by recursion."""
+    betas = TABLES[name]
+    factor, variance, closed = 1.0, 0.0, GaussianPath(TableSchedule(betas))
+    for k, beta in enumerate(betas.tolist(), start=1):
+        factor, variance = (1 - beta) ** 0.5 * factor, (1 - beta) * variance + beta
+        alpha, sigma = scalars(closed, k / len(betas))
+        assert alpha == pytest.approx(factor, rel=1e-9, abs=1e-12)
+        assert sigma**2 == pytest.approx(variance, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_stepwise_corruption_draws_from_the_closed_form(name):
+    betas, count, steps, z0 = TABLES[name], 4000, 300, 1.7
+    stepwise, streams = torch.full((count,), z0), Streams(0, torch.arange(count))
+    for k, beta in enumerate(betas[:steps].tolist()):
+        stepwise = (1 - beta) ** 0.5 * stepwise + beta**0.5 * streams.normal(f"step {k}")
+    path, t = GaussianPath(TableSchedule(betas)), torch.full((count,), steps / len(betas))
+    closed = path.corrupt(torch.full((count,), z0), t, path.noise(streams, ()))
+    assert stats.ks_2samp(stepwise.numpy(), closed.numpy()).pvalue > 1e-3
+    alpha, sigma = scalars(path, steps / len(betas))
+    assert stats.kstest(stepwise.numpy(), "norm", (alpha * z0, sigma)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("betas", TABLES.values(), ids=TABLES)
 def test_posterior_between_table_entries_is_equation_7_of_ddpm(betas):
     path, steps, beta = GaussianPath(TableSchedule(betas)), len(betas), betas.numpy()
     after = np.cumprod(1 - beta)

@@ -41,6 +41,14 @@ from ldm_lightning.diffusion.sampler.adaptive import SLOPES
 from ldm_lightning.diffusion.schedule import LinearFlow, TableSchedule, scaled_linear_betas
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
+from tests.diffusion.conftest import SCHEDULES
+
+
+@pytest.fixture(scope="session", params=["flow", "linear", "scaled_linear", "cosine"])
+def schedule(request):
+    """The first four; the other schedules have their own laws, and the quick ones of the samplers below."""
+    return SCHEDULES[request.param]()
+
 
 # Those that end in the denoiser's last answer, and those that extrapolate to the clean end.
 DENOISING = {"euler": Euler(), "heun": Heun(), "ddim": DDIM(), "2m": DPMSolver2M(), "unipc": UniPC()}

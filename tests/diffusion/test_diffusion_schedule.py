@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from ldm_lightning.diffusion.schedule import (
     LinearFlow,
+    Shifted,
     TableSchedule,
+    Trigonometric,
+    VarianceExploding,
+    VariancePreserving,
     cosine_betas,
+    laplace_betas,
     linear_betas,
     scaled_linear_betas,
+    sigmoid_betas,
+    zero_terminal_snr,
 )
 from ldm_lightning.errors import UserError
 
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+WITH_BF16 = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 TIMES = st.floats(0, 1, exclude_min=True)
 BETAS = st.lists(st.floats(1e-4, 0.99), min_size=2, max_size=12)
 
@@ -31,7 +41,7 @@ def double(*values: float) -> torch.Tensor:
 # --- every schedule --------------------------------------------------------------------------------------------------
 
 
-@PRECISIONS
+@WITH_BF16
 def test_clean_end_is_exact(schedule, dtype):
     zero = torch.zeros(2, 1, dtype=dtype)
     alpha, sigma = schedule.alpha_sigma(zero)
@@ -41,20 +51,30 @@ def test_clean_end_is_exact(schedule, dtype):
     assert torch.equal(schedule.time(torch.full_like(zero, math.inf)), zero)
 
 
-@PRECISIONS
+@WITH_BF16
 def test_noisy_end(schedule, dtype):
     one = torch.ones((), dtype=dtype)
     alpha, sigma = schedule.alpha_sigma(one)
-    if isinstance(schedule, LinearFlow):
-        assert (alpha, sigma, schedule.log_snr(one)) == (0, 1, -math.inf)
+    if alpha == 0:
+        assert (sigma, schedule.log_snr(one)) == (1, -math.inf)
     else:
-        assert 0 < alpha < 0.1
-        assert sigma > 0.99
-    assert schedule.time(schedule.log_snr(one)) == 1
-    assert schedule.time(torch.full_like(one, -math.inf)) == 1
+        assert 0 < alpha / sigma < 0.1
+        assert schedule.log_snr(one).isfinite()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    assert schedule.time(schedule.log_snr(one)).item() == pytest.approx(1, abs=tolerance)
+    assert schedule.time(torch.full_like(one, -math.inf)).item() == pytest.approx(1, abs=tolerance)
 
 
-@PRECISIONS
+def test_which_schedules_end_in_pure_noise(schedule):
+    pure = {"LinearFlow", "Trigonometric", "Shifted(LinearFlow)"}
+    name = type(schedule).__name__
+    if name == "Shifted":
+        name = f"Shifted({type(schedule.schedule).__name__})"
+    expected = schedule.last_alpha is not None if name == "TableSchedule" else name in pure
+    assert (schedule.alpha_sigma(torch.ones(1))[0].item() == 0) == expected
+
+
+@WITH_BF16
 def test_answers_keep_shape_and_precision(schedule, dtype):
     t = torch.rand(3, 2, dtype=dtype)
     for answer in (*schedule.alpha_sigma(t), schedule.log_snr(t), schedule.time(schedule.log_snr(t))):
@@ -66,7 +86,7 @@ def test_snr_falls_and_coefficients_stay_finite_on_a_fine_grid(schedule, dtype):
     t = torch.linspace(0, 1, 3001, dtype=dtype)
     log_snr, (alpha, sigma) = schedule.log_snr(t), schedule.alpha_sigma(t)
     assert (log_snr.diff() < 0).all()
-    assert (alpha.diff() < 0).all()
+    assert (alpha.diff() <= 0).all()  # EDM: always 1
     assert (sigma.diff() >= 0).all()  # rounds to 1 at the end of a table
     assert alpha.isfinite().all()
     assert sigma.isfinite().all()
@@ -82,12 +102,22 @@ def test_snr_falls_strictly_between_any_two_times(schedule, s, t):
         assert later < earlier
 
 
-@PRECISIONS
+def test_half_precision_follows_and_never_rises(schedule):
+    t = torch.linspace(0, 1, 257, dtype=torch.bfloat16)[1:-1]
+    half, single = ((s.log_snr(x), *s.alpha_sigma(x)) for s, x in ((schedule, t), (schedule, t.float())))
+    assert (half[0].diff() <= 0).all()
+    for answer, reference in zip(half, single, strict=True):
+        assert answer.isfinite().all()
+        torch.testing.assert_close(answer.float(), reference, rtol=0.05, atol=0.1)  # EDM: its root is raised to 7
+
+
+@WITH_BF16
 @settings(deadline=None, max_examples=50)
 @given(t=TIMES)
 @example(t=2.0**-24)
 def test_everything_is_finite_after_the_clean_end(schedule, dtype, t):
     t = torch.tensor([max(t, 2.0**-24)], dtype=dtype)  # the smallest time that training draws
+    assert t > 0
     answers = [*schedule.alpha_sigma(t), *([schedule.log_snr(t)] if t < 1 else [])]
     assert all(bool(answer.isfinite()) for answer in answers)
 
@@ -146,6 +176,128 @@ def test_linear_flow_interpolates(t):
     assert (alpha.item(), sigma.item()) == (1 - t, t)
 
 
+# --- closed forms ----------------------------------------------------------------------------------------------------
+
+
+@given(t=st.floats(0, 1))
+def test_variance_preserving_is_equation_33(t):
+    alpha, sigma = VariancePreserving(0.1, 20.0).alpha_sigma(double(t))
+    log_alpha = -0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1
+    assert alpha.item() == pytest.approx(math.exp(log_alpha), rel=1e-12)
+    assert sigma.item() == pytest.approx((-math.expm1(2 * log_alpha)) ** 0.5, rel=1e-12)
+
+
+def test_variance_preserving_is_the_limit_of_the_linear_table():
+    t = torch.linspace(0.1, 1, 10, dtype=torch.float64)
+    limit = VariancePreserving().log_snr(t)
+    gaps = [(TableSchedule(linear_betas(n, 0.1 / n, 20 / n)).log_snr(t) - limit).abs().max() for n in (1000, 2000)]
+    assert gaps[0] < 0.11
+    assert gaps[1] < 0.6 * gaps[0]
+
+
+@given(t=st.floats(0, 1))
+def test_trigonometric_is_the_angle(t):
+    alpha, sigma = Trigonometric().alpha_sigma(double(t))
+    assert alpha.item() == pytest.approx(math.cos(t * math.pi / 2), abs=1e-15)
+    assert sigma.item() == pytest.approx(math.sin(t * math.pi / 2), abs=1e-15)
+
+
+@pytest.mark.parametrize(("low", "high", "rho"), [(0.002, 80.0, 7.0), (0.01, 50.0, 1.0), (0.02, 100.0, 3.0)])
+def test_variance_exploding_is_equation_5(low, high, rho):
+    """The steps of Karras et al. 2022, sigma_max first."""
+    schedule, n = VarianceExploding(low, high, rho), 18
+    i = np.arange(n)
+    published = (high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    t = 1 - torch.from_numpy(i / (n - 1)) * (1 - schedule.t_min)
+    alpha, sigma = schedule.alpha_sigma(t)
+    np.testing.assert_allclose(sigma, published, rtol=1e-9)
+    assert torch.equal(alpha, torch.ones_like(alpha))
+
+
+def test_variance_exploding_goes_on_to_zero_in_a_straight_line_of_the_same_slope():
+    schedule = VarianceExploding()
+    t = torch.linspace(0, schedule.t_min, 11, dtype=torch.float64)
+    torch.testing.assert_close(schedule.alpha_sigma(t)[1], torch.linspace(0, 0.002, 11, dtype=torch.float64))
+    below, above = (
+        torch.autograd.functional.jacobian(lambda t: schedule.alpha_sigma(t)[1], double(schedule.t_min + step))
+        for step in (-1e-9, 1e-9)
+    )
+    torch.testing.assert_close(below, above, rtol=1e-5, atol=0)
+
+
+def test_closed_forms_have_nothing_to_save(schedule):
+    assert not getattr(schedule, "state_dict", dict)()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VariancePreserving(0.0, 20.0), "beta_min=0.0 must be above 0"),
+        (lambda: VariancePreserving(5.0, 2.0), "at most beta_max=2.0"),
+        (lambda: VarianceExploding(0.0), "set 0 < sigma_min < sigma_max and rho at least 1"),
+        (lambda: VarianceExploding(1.0, 0.5), "set 0 < sigma_min < sigma_max and rho at least 1"),
+        (lambda: VarianceExploding(rho=0.5), "set 0 < sigma_min < sigma_max and rho at least 1"),
+        (lambda: Shifted(LinearFlow(), 0.0), r"shift=0.0 multiplies sigma / alpha: set it above 0"),
+        (lambda: Shifted(LinearFlow(), math.nan), "set it above 0"),
+    ],
+)
+def test_impossible_numbers_are_refused_in_one_line(make, message):
+    with pytest.raises(UserError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+# --- shift and scale -------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(t=st.floats(0, 1), shift=st.floats(0.1, 10))
+def test_shifting_the_flow_is_a_change_of_its_time(t, shift):
+    """Esser et al. 2024, equation 23, with shift = sqrt(m / n)."""
+    moved = double(shift * t / (1 + (shift - 1) * t))
+    for answer, expected in zip(
+        Shifted(LinearFlow(), shift).alpha_sigma(double(t)), LinearFlow().alpha_sigma(moved), strict=True
+    ):
+        torch.testing.assert_close(answer, expected, rtol=0, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(t=st.floats(1e-3, 0.999), shift=st.floats(0.1, 10))
+def test_shift_multiplies_the_noise_per_signal_and_keeps_the_scale(schedule, t, shift):
+    (alpha, sigma), (shifted_alpha, shifted_sigma) = (
+        answer.alpha_sigma(double(t)) for answer in (schedule, Shifted(schedule, shift))
+    )
+    torch.testing.assert_close(shifted_sigma / shifted_alpha, shift * sigma / alpha)
+    base = schedule.schedule if isinstance(schedule, Shifted) else schedule
+    if isinstance(base, LinearFlow):
+        torch.testing.assert_close(shifted_alpha + shifted_sigma, double(1))
+    elif isinstance(base, VarianceExploding):
+        assert shifted_alpha == 1
+    else:
+        torch.testing.assert_close(shifted_alpha**2 + shifted_sigma**2, double(1))
+
+
+def test_shifts_multiply_and_one_changes_nothing(schedule):
+    t = torch.linspace(0, 1, 21, dtype=torch.float64)
+    twice, once = Shifted(Shifted(schedule, 2.0), 1.5), Shifted(schedule, 3.0)
+    torch.testing.assert_close(twice.alpha_sigma(t), once.alpha_sigma(t))
+    torch.testing.assert_close(Shifted(schedule, 1.0).alpha_sigma(t), schedule.alpha_sigma(t))
+
+
+@settings(deadline=None, max_examples=50)
+@given(t=st.floats(0, 1))
+def test_coefficients_are_the_scale_of_the_log_snr(schedule, t):
+    t = double(t)
+    torch.testing.assert_close(schedule.scale(schedule.log_snr(t)), schedule.alpha_sigma(t), rtol=1e-9, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(log_snr=st.floats(-40, 40))
+def test_scale_has_its_log_snr_also_beyond_the_schedule(schedule, log_snr):
+    alpha, sigma = schedule.scale(double(log_snr))
+    assert 2 * (alpha / sigma).log().item() == pytest.approx(log_snr, abs=1e-9)
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -158,10 +310,34 @@ def published_cosine(steps: int) -> list[float]:
     return [min(1 - (f(t) / f(0)) / (f(t - 1) / f(0)), 0.999) for t in range(1, steps + 1)]
 
 
+def published_sigmoid(steps: int) -> list[float]:
+    """Chen 2023, algorithm 1 with start -3, end 3 and tau 1, as signal left after k steps; capped like the cosine."""
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    signal = [(sigmoid(3) - sigmoid(6 * k / steps - 3)) / (sigmoid(3) - sigmoid(-3)) for k in range(steps + 1)]
+    return [min(1 - after / before, 0.999) for before, after in pairwise(signal)]
+
+
+def published_laplace(steps: int) -> list[float]:
+    """Hang et al. 2024, table 1 with mu = 0 and b = 0.5, as signal left after k steps; capped like the cosine."""
+
+    def signal(t: float) -> float:
+        if t in (0, 1):
+            return 1 - t
+        log_snr = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t))
+        return 1 / (1 + math.exp(-log_snr))
+
+    return [min(1 - signal(k / steps) / signal((k - 1) / steps), 0.999) for k in range(1, steps + 1)]
+
+
 TABLES = {
     "linear": (linear_betas, lambda steps: np.linspace(1e-4, 0.02, steps)),
     "scaled_linear": (scaled_linear_betas, lambda steps: np.linspace(0.00085**0.5, 0.012**0.5, steps) ** 2),
     "cosine": (cosine_betas, published_cosine),
+    "sigmoid": (sigmoid_betas, published_sigmoid),
+    "laplace": (laplace_betas, published_laplace),
 }
 
 
@@ -185,6 +361,37 @@ def test_schedule_meets_the_table_at_its_entries(name, dtype):
     np.testing.assert_allclose(sigma.numpy(), (1 - alpha_bar) ** 0.5, rtol=tolerance)
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_zero_terminal_snr_is_algorithm_1(name):
+    """Lin et al. 2023, literally, for a table that does not end in pure noise yet."""
+    betas = TABLES[name][0](1000)
+    root = np.sqrt(np.cumprod(1 - betas.numpy()))
+    shifted = root - root[-1]
+    scaled = shifted * root[0] / (root[0] - root[-1])
+    bar = scaled**2
+    alphas = np.concatenate([bar[:1], bar[1:] / bar[:-1]])
+    rescaled = zero_terminal_snr(betas)
+    np.testing.assert_allclose(rescaled, 1 - alphas, rtol=1e-9, atol=1e-12)
+    assert rescaled[-1] == 1
+    torch.testing.assert_close(rescaled[0], betas[0])
+    torch.testing.assert_close(zero_terminal_snr(rescaled), rescaled)
+
+
+def test_a_table_without_terminal_signal_falls_to_it_in_a_straight_line():
+    schedule = TableSchedule(double(0.1, 0.2, 0.3, 1))
+    before = (0.9 * 0.8 * 0.7) ** 0.5
+    alpha, _ = schedule.alpha_sigma(double(0.75, 0.8, 0.9, 0.99, 1))
+    torch.testing.assert_close(alpha, before * double(1, 0.8, 0.4, 0.04, 0))
+    torch.testing.assert_close(schedule.time(schedule.log_snr(double(0.7, 0.75, 0.9, 1))), double(0.7, 0.75, 0.9, 1))
+
+
+@pytest.mark.parametrize(("width", "mean"), [(0.5, 0.0), (0.3, 1.0)])
+def test_log_snr_of_the_laplace_table_is_laplace_distributed_at_uniform_times(width, mean):
+    log_snr = TableSchedule(laplace_betas(mean=mean, width=width)).log_snr(torch.arange(1, 999).double() / 1000)
+    expected = stats.laplace(mean, width).ppf(1 - np.arange(1, 999) / 1000)
+    np.testing.assert_allclose(log_snr, expected, rtol=1e-6, atol=1e-6)
+
+
 @settings(deadline=None, max_examples=50)
 @given(betas=BETAS, t=st.floats(0, 1))
 def test_tables_preserve_variance(betas, t):
@@ -194,8 +401,9 @@ def test_tables_preserve_variance(betas, t):
 
 @settings(deadline=None, max_examples=50)
 @given(betas=BETAS, t=st.floats(1e-6, 1), s=st.floats(1e-6, 1))
-def test_any_table_falls_and_inverts(betas, t, s):
-    schedule = TableSchedule(double(*betas))
+@pytest.mark.parametrize("last", [[], [1.0]], ids=["signal left", "pure noise"])
+def test_any_table_falls_and_inverts(last, betas, t, s):
+    schedule = TableSchedule(double(*betas, *last))
     first, second = schedule.log_snr(double(t, s)).tolist()
     if abs(t - s) > 1e-9:
         assert (first > second) == (t < s)
@@ -239,7 +447,8 @@ def test_table_is_rebuilt_from_configuration_not_from_a_checkpoint():
 
 
 @pytest.mark.parametrize(
-    "betas", [[0.1], [], [[0.1, 0.2], [0.1, 0.2]], [0.1, 0.0], [0.1, 1.0], [-0.1, 0.1], [0.1, math.nan]]
+    "betas",
+    [[0.1], [], [[0.1, 0.2], [0.1, 0.2]], [0.1, 0.0], [1.0, 0.1], [1.0, 1.0], [0.1, 1.1], [-0.1, 0.1], [0.1, math.nan]],
 )
 def test_impossible_tables_are_refused_in_one_line(betas):
     with pytest.raises(UserError, match="at least two variances, each above 0 and below 1") as error:
