@@ -211,7 +211,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
         lambda w: ["sample", f"run={w.second}", "guidance=limited", "guidance.interval.low=0.9"],
         ["low=0.9"],
     ),
-    "guidance of no number": (lambda w: ["sample", f"run={w.second}", "scale=much"], ["guidance.scale=much", "float"]),
+    "guidance of no number": (lambda w: ["sample", f"run={w.second}", "scale=much"], ["scale=much", "float"]),
     "evaluate other data": (_changed_data, ["fingerprint"]),
     "likelihood of a first stage": (lambda w: ["evaluate", f"run={w.first}", "likelihood=ode"], ["second stage"]),
     "likelihood of no probe": (
