@@ -43,6 +43,12 @@ def settle(config: DictConfig) -> None:
     if trainer.max_steps > 0:  # a short run is validated at its end
         batches = trainer.max_steps * trainer.accumulate_grad_batches
         trainer.val_check_interval = min(trainer.val_check_interval, batches)
+    if not config.runs or ".." in Path(config.name).parts or Path(config.name).is_absolute():
+        raise UserError(
+            f"runs={config.runs} name={config.name}: a run lies below a folder runs, so name no other place"
+        )
+    if OmegaConf.select(config, "data.root") == "":
+        raise UserError("data.root is empty: give the folder of the pictures")
     config.run_dir = str(Path(config.run_dir).absolute())
     for key in ("data.root", "data.source.path", "first_stage.run"):
         value = None if OmegaConf.select(config, key, throw_on_missing=False) is None else OmegaConf.select(config, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,12 @@ from ldm_lightning.errors import UserError
 __all__ = ["Loader"]
 
 _PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A cluster signals the whole process group; a worker that died of it would take the save of the parent along."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Loader:
@@ -41,6 +48,7 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=_leave_signals_to_the_parent if num_workers > 0 else None,
         )
 
     @property
