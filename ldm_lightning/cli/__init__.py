@@ -40,6 +40,10 @@ def main() -> None:
     if verb not in VERBS:
         print(f"ldm: there is no verb '{verb}'{nearest(verb, VERBS)} (verbs: {', '.join(VERBS)})", file=sys.stderr)
         raise SystemExit(2)
-    from ldm_lightning.cli.hydra_main import run  # after the cheap answers: this imports torch
+    try:
+        from ldm_lightning.cli.hydra_main import run  # after the cheap answers: this imports torch
 
-    run(verb)
+        run(verb)
+    except KeyboardInterrupt:  # during the imports; later the verb itself answers
+        print(f"ldm {verb}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
