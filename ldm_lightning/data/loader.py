@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -18,10 +19,14 @@ __all__ = ["Loader"]
 _PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A cluster signals the whole process group; a worker that died of it would take the save of the parent along."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_the_group(worker: int) -> None:
+    """Keep a worker out of what is sent to the whole process group: dying of it, it would take the parent's save along.
+
+    Signals to the worker alone still reach it. It must not ignore SIGTERM, by which Python ends workers at its exit,
+    and then waits for them.
+    """
+    os.setpgrp()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # schedulers send this one to every process
 
 
 class Loader:
@@ -48,7 +53,7 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_leave_signals_to_the_parent if num_workers > 0 else None,
+            worker_init_fn=_leave_the_group if num_workers > 0 else None,
         )
 
     @property

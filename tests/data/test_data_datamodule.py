@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import subprocess
+import sys
 import warnings
 from itertools import islice, pairwise
 from types import SimpleNamespace
@@ -368,3 +370,21 @@ def test_epochs_differ_in_a_run(array):
     epochs = [[index for epoch, batch, _ in seen if epoch == e for index in batch] for e in range(3)]
     assert all(first != second for first, second in pairwise(epochs))
     assert [epoch for epoch, _, _ in islice(seen, 0, None, len(seen) // 3)] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_python_exits_while_workers_live(pictures):
+    """A loader that is still in use at the end, as in a script or after an error, must not keep its process."""
+    root = pictures(*(f"{i}.png" for i in range(8)))
+    script = f"""
+from ldm_lightning.data.datamodule import DataModule
+from ldm_lightning.data.folder import ImageFolder
+from ldm_lightning.data.picture import ImageTransform
+data = DataModule(ImageFolder({str(root)!r}), ImageTransform(8), batch_size=2, num_workers=2)
+batches = iter(data.loader("train"))
+next(batches)
+import sys
+sys.kept = batches
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -99,6 +99,29 @@ def test_killed_and_resumed_is_never_killed(
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_whole_group_is_saved_with_workers(
+    pictures: Path, first_stage_run: Path, tmp_path: Path
+) -> None:
+    # Sent by another process, since torch's workers take SIGTERM from their parent for a farewell; and with a pause,
+    # for a dying worker to be noticed, which raises in the parent.
+    sent = (
+        "subprocess.run(['kill', f'-{self.number}', '--', f'-{os.getpgrp()}'], start_new_session=True); time.sleep(2)"
+    )
+    whole = SLAY.replace("os.kill(os.getpid(), self.number)", sent)
+    (tmp_path / "slay.py").write_text("import subprocess, time" + whole)
+    slayer = f"+callbacks.slay={{_target_: slay.Slay, step: 6, number: {int(signal.SIGTERM)}, hook: batch}}"
+    args = [*overrides(pictures, first_stage_run, tmp_path), "data.num_workers=2", slayer]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "ldm_lightning", "train", *args]
+    stopped = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False, start_new_session=True
+    )
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert "stopped by SIGTERM at step 7, saved" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+
+
+@pytest.mark.slow
 def test_a_stop_amid_accumulated_batches_loses_none(
     pictures: Path, first_stage_run: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
