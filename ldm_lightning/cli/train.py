@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import TQDMProgressBar
@@ -21,7 +22,7 @@ from ldm_lightning.callbacks.reseed import Reseed
 from ldm_lightning.callbacks.rewind import RewindMetrics
 from ldm_lightning.cli import build
 from ldm_lightning.cli.curves import draw_curves
-from ldm_lightning.cli.launch import make_trainer, name_sweep_job, settle
+from ldm_lightning.cli.launch import check_place, make_trainer, name_sweep_job, settle
 from ldm_lightning.cli.run_folder import claim, is_first_process, lock, write_log
 from ldm_lightning.cli.schema import check
 from ldm_lightning.data.datamodule import DataModule
@@ -37,8 +38,7 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> float | None:
     """Train; returns the last validation loss, which sweepers minimize."""
     check(config, beside=[f"data.{key}" for key in build.DATA_SHORTCUTS])
-    if config.seed is None or config.seed < 0 or not config.name:
-        raise UserError(f"seed={config.seed} and name={config.name}: give a seed of at least 0 and a name")
+    check_place(config)
     name_sweep_job(config)
     settle(config)
     folder = Path(config.run_dir)
@@ -73,17 +73,22 @@ def _fit(
             logger.log_hyperparams(dict(export.config))
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if interruption.agreed is not None:
-            name = signal.Signals(interruption.agreed).name
-            if trainer.is_global_zero:
-                log.info("stopped by %s at step %d, saved; the same command goes on", name, trainer.global_step)
-            raise SystemExit(128 + interruption.agreed)
-        module.to(trainer.strategy.root_device)  # Lightning has moved it away
-        export.write(trainer, module)
-        export.publish(trainer)
+        if interruption.agreed is None:
+            module.to(trainer.strategy.root_device)  # Lightning has moved it away
+            export.write(trainer, module)
+            export.publish(trainer)
     finally:
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()  # else the next job of a sweep would go on in this one's run
+    if torch.distributed.is_initialized():
+        # Its threads would now and then abort a process that ends before them. Not after an error, when the other ranks
+        # may wait in a collective, and this one would wait for them.
+        torch.distributed.destroy_process_group()
+    if interruption.agreed is not None:
+        if trainer.is_global_zero:
+            name = signal.Signals(interruption.agreed).name
+            log.info("stopped by %s at step %d, saved; the same command goes on", name, trainer.global_step)
+        raise SystemExit(128 + interruption.agreed)
     _report(trainer, folder)
     loss = trainer.callback_metrics.get("val/loss")
     return None if loss is None else float(loss)
