@@ -13,10 +13,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from torch import Tensor
@@ -24,7 +25,16 @@ from torch import Tensor
 from ldm_lightning import __version__
 from ldm_lightning.errors import UserError
 
-__all__ = ["Artifact", "copy_artifact", "locate", "read_artifact", "replace_file", "write_artifact"]
+__all__ = [
+    "Artifact",
+    "copy_artifact",
+    "locate",
+    "read_artifact",
+    "read_manifest",
+    "replace_file",
+    "replacing",
+    "write_artifact",
+]
 
 MANIFEST = "manifest.json"
 
@@ -37,14 +47,31 @@ class Artifact:
     weights: dict[str, Tensor]
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path`` once it is complete and on the disk.
+
+    A reader, or a crash, sees the old file or the new one, never a part; what fails leaves nothing behind.
+
+    Raises:
+        OSError: the folder is missing or cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader, or a crash, sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    """Write ``content`` to ``path`` by :func:`replacing`."""
+    with replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], details: Mapping[str, Any]) -> None:
@@ -74,8 +101,8 @@ def locate(run: Path) -> Path:
     return run if (run / MANIFEST).is_file() else run / "export"
 
 
-def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
-    """Read and verify the artifact of a run.
+def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
+    """Read the manifest of a run's artifact, and leave its weights alone.
 
     Args:
         run: a run folder, or an artifact folder itself.
@@ -99,6 +126,12 @@ def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
         raise UserError(f"{folder / MANIFEST} is damaged: repeat the command that trained {run}") from None
     if kind is not None and manifest.get("kind") != kind:
         raise UserError(f"{run} holds a {manifest.get('kind')} model, but a {kind} model is needed here")
+    return dict(manifest)
+
+
+def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
+    """Read and verify the artifact of a run; arguments and errors as of :func:`read_manifest`."""
+    manifest, folder = read_manifest(run, kind), locate(Path(run))
     try:
         content = (folder / manifest["weights"]).read_bytes()
     except (FileNotFoundError, KeyError):

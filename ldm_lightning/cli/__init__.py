@@ -44,6 +44,6 @@ def main() -> None:
         from ldm_lightning.cli.hydra_main import run  # after the cheap answers: this imports torch
 
         run(verb)
-    except KeyboardInterrupt:  # during the imports; later the verb itself answers
+    except KeyboardInterrupt:
         print(f"ldm {verb}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ldm_lightning.artifact import Artifact, read_artifact
+from ldm_lightning.artifact import Artifact, read_artifact, read_manifest
 from ldm_lightning.cli.denoiser import denoiser, load_weights
 from ldm_lightning.cli.guidance import guidance
 from ldm_lightning.data.datamodule import DataModule
@@ -61,7 +61,7 @@ def derive(config: DictConfig, data: DataModule) -> None:
     if config.stage == "first_stage":
         facts["latent_channels"] = config.first_stage.autoencoder.latent_channels
     else:
-        trained = read_artifact(_first_stage_run(config), "first_stage").manifest
+        trained = read_manifest(_first_stage_run(config), "first_stage")
         before = trained["config"]["derived"]
         splits = {key: trained["config"]["data"][key] for key in ("validation", "test")}
         if before["contents"] == data.contents and splits != {key: config.data[key] for key in splits}:

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_lightning import __version__
-from ldm_lightning.artifact import read_artifact, replace_file
+from ldm_lightning.artifact import read_manifest, replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
 from ldm_lightning.cli.likelihood import measure_likelihood
@@ -53,22 +53,22 @@ def main(config: DictConfig) -> None:
     )
     if not 0 < config.judge_share < 1:
         raise UserError(f"judge_share={config.judge_share}: set it between 0 and 1, or judge=false")
-    artifact = read_artifact(config.run)
-    trained = OmegaConf.create(artifact.manifest["config"])
+    manifest = read_manifest(config.run)
+    trained = OmegaConf.create(manifest["config"])
     if config.root is not None:
         trained.data.root = trained.data.source.root = config.root
     data = build.data_module(trained)
-    if data.fingerprint != artifact.manifest["config"]["derived"]["data"]:
+    if data.fingerprint != trained.derived.data:
         raise UserError(
             f"the data set is not the one {config.run} was trained on (another fingerprint): its split may leak; "
             "restore the pictures, or train again"
         )
-    measure = {"first_stage": _first_stage, "latent_diffusion": _latent_diffusion}[artifact.manifest["kind"]]
+    measure = {"first_stage": _first_stage, "latent_diffusion": _latent_diffusion}[manifest["kind"]]
     figures, protocol = measure(config, data)
     protocol |= {
-        "weights": artifact.manifest["sha256"][:12],
-        "step": artifact.manifest["step"],
-        "data": data.fingerprint,
+        "weights": manifest["sha256"][:12],
+        "step": manifest["step"],
+        "data": trained.derived.data,
         "version": __version__,
         "torch": torch.__version__,
         "first_stage": trained.derived.get("first_stage", "itself")[:12],

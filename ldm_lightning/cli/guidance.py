@@ -8,7 +8,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.artifact import read_artifact
+from ldm_lightning.artifact import read_artifact, read_manifest
 from ldm_lightning.cli.condition import class_number
 from ldm_lightning.cli.denoiser import denoiser, load_weights
 from ldm_lightning.cli.schema import check
@@ -80,7 +80,7 @@ def _encoded(condition: dict[str, Any], config: DictConfig) -> dict[str, Any]:
 
 def _same_latents(config: DictConfig, run: str) -> None:
     """Refuse a model to be guided by that lives in another latent space, on another path, or in other classes."""
-    other = OmegaConf.create(read_artifact(run, "latent_diffusion").manifest["config"])
+    other = OmegaConf.create(read_manifest(run, "latent_diffusion")["config"])
     for what, keys in {
         "another latent shape": ("derived.latent_channels", "derived.height", "derived.width"),
         "the latents of another first stage": ("derived.first_stage",),

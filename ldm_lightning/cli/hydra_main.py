@@ -73,9 +73,6 @@ def run(verb: str) -> None:
 def _mistakes_explained(verb: str, overrides: list[str]) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"ldm {verb}: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
     except Exception as error:
         message = explain(error, verb, overrides)
         if message is None:

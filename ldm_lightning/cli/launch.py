@@ -18,7 +18,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.errors import UserError
 
-__all__ = ["make_trainer", "name_sweep_job", "settle"]
+__all__ = ["check_place", "make_trainer", "name_sweep_job", "settle"]
+
+
+def check_place(config: DictConfig) -> None:
+    """Refuse a seed, a place for the run, or a place of the pictures that cannot be meant."""
+    if config.seed is None or config.seed < 0 or not config.name:
+        raise UserError(f"seed={config.seed} and name={config.name}: give a seed of at least 0 and a name")
+    if not config.runs or ".." in Path(config.name).parts or Path(config.name).is_absolute():
+        raise UserError(
+            f"runs={config.runs} name={config.name}: a run lies below a folder runs, so name no other place"
+        )
+    if OmegaConf.select(config, "data.root") == "":
+        raise UserError("data.root is empty: give the folder of the pictures")
 
 
 def settle(config: DictConfig) -> None:
@@ -43,15 +55,9 @@ def settle(config: DictConfig) -> None:
     if trainer.max_steps > 0:  # a short run is validated at its end
         batches = trainer.max_steps * trainer.accumulate_grad_batches
         trainer.val_check_interval = min(trainer.val_check_interval, batches)
-    if not config.runs or ".." in Path(config.name).parts or Path(config.name).is_absolute():
-        raise UserError(
-            f"runs={config.runs} name={config.name}: a run lies below a folder runs, so name no other place"
-        )
-    if OmegaConf.select(config, "data.root") == "":
-        raise UserError("data.root is empty: give the folder of the pictures")
     config.run_dir = str(Path(config.run_dir).absolute())
     for key in ("data.root", "data.source.path", "first_stage.run"):
-        value = None if OmegaConf.select(config, key, throw_on_missing=False) is None else OmegaConf.select(config, key)
+        value = OmegaConf.select(config, key)
         if isinstance(value, str) and Path(value).exists():
             OmegaConf.update(config, key, str(Path(value).absolute()))
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ldm_lightning.artifact import replacing
 from ldm_lightning.data.array import ArraySource
-from ldm_lightning.data.cache import atomic_write, cache_folder
+from ldm_lightning.data.cache import cache_folder
 from ldm_lightning.errors import UserError, nearest
 
 __all__ = ["FashionMnist"]
@@ -69,7 +70,8 @@ def _download(name: str, folder: Path, base_url: str) -> Path:
     """Fetch one published file into the folder, where it appears only if its checksum is right."""
     path, md5 = folder / name, hashlib.md5(usedforsecurity=False)
     try:
-        with urllib.request.urlopen(base_url + name, timeout=30) as response, atomic_write(path) as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(base_url + name, timeout=30) as response, replacing(path) as file:
             size = int(response.headers.get("Content-Length") or 0)
             with tqdm(total=size or None, desc=name, unit="B", unit_scale=True) as bar:
                 while chunk := response.read(1 << 16):

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ldm_lightning.data.cache import atomic_write, cache_folder
+from ldm_lightning.artifact import replace_file
+from ldm_lightning.data.cache import cache_folder
 from ldm_lightning.data.picture import open_picture
 from ldm_lightning.errors import UserError
 
@@ -89,9 +90,9 @@ def scan(names: Sequence[str], stamps: Sequence[str], read: Callable[[int], byte
                 findings[names[i]] = finding
                 bar.update()
     try:
-        with atomic_write(path) as file:
-            entries = {name: (stamp, findings[name]) for name, stamp in zip(names, stamps, strict=True)}
-            file.write(json.dumps(entries).encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entries = {name: (stamp, findings[name]) for name, stamp in zip(names, stamps, strict=True)}
+        replace_file(path, json.dumps(entries).encode())
     except OSError as error:
         warnings.warn(f"the findings about {collection} could not be kept for the next start: {error}", stacklevel=2)
     return [findings[name] for name in names]

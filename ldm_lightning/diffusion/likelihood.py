@@ -24,7 +24,6 @@ likelihood of the first stage's decoder as well and are not offered.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import velocity
 from ldm_lightning.diffusion.sampler.grid import Grid
+from ldm_lightning.diffusion.sampler.trajectory import host
 from ldm_lightning.diffusion.schedule import Schedule
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
@@ -215,7 +215,7 @@ class VariationalBound:
             streams: where the noise of each sample comes from.
         """
         data = z0.double()
-        schedule = copy.deepcopy(path).cpu().schedule
+        schedule = host(path.schedule)
         times = self.grid(self.steps, schedule).flip(0)
         alpha, sigma = (part.to(z0.device)[:, None] for part in schedule.alpha_sigma(times))
         times = times.to(z0)

@@ -23,6 +23,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from ldm_lightning.artifact import replacing
 from ldm_lightning.errors import UserError
 
 __all__ = ["CsvLogger", "read_metrics"]
@@ -89,15 +90,11 @@ class CsvLogger(Logger):
         """
         if not self.path.exists():
             return
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with replacing(self.path) as file:
             file.write(_encode([HEADER]))
             for row in _rows(self.path):
                 if int(row[0]) < step:
                     file.write(_encode([row]))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)  # noqa: PTH105 (the name of the atomic operation)
 
 
 def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:

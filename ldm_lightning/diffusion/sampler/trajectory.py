@@ -38,6 +38,7 @@ __all__ = [
     "add_noise",
     "coordinates",
     "flow_scale",
+    "host",
     "levels",
     "signal_scale",
     "step_size",
