@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
 from ldm_lightning.artifact import Artifact
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.errors import UserError
 from ldm_lightning.nn.conditioner import Conditioner
 from ldm_lightning.nn.network import ConditionalNetwork
+from ldm_lightning.nn.self_conditioned import SelfConditioned
 
 __all__ = ["denoiser", "load_weights"]
 
@@ -33,8 +35,14 @@ def denoiser(config: DictConfig) -> Denoiser:
     for name in conditioner.reads:
         if name not in config.derived.conditions:
             raise UserError(f"these data have no {_CONDITIONS.get(name, name)}, or add condition=none")
-    backbone = instantiate(config.denoiser, vector_width=conditioner.vector_width, token_width=conditioner.token_width)
-    network = ConditionalNetwork(backbone, conditioner)
+    widths = {"vector_width": conditioner.vector_width, "token_width": conditioner.token_width}
+    network: nn.Module
+    if config.objective.get("self_conditioning", 0):
+        channels = config.denoiser.in_channels
+        backbone = instantiate(config.denoiser, in_channels=2 * channels, out_channels=channels, **widths)
+        network = SelfConditioned(ConditionalNetwork(backbone, conditioner))
+    else:
+        network = ConditionalNetwork(instantiate(config.denoiser, **widths), conditioner)
     return Denoiser(network, instantiate(config.path), instantiate(config.prediction))
 
 

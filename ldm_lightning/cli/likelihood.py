@@ -38,8 +38,10 @@ def measure_likelihood(
     values = torch.cat(nats)
     settings = {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
     named = ", ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in settings.items())
+    plain = ", without self-conditioning" if module.objective.self_conditioning else ""
     text = (
         f"{type(method).__name__}({named}), {max(evaluations)} evaluations; nats per dimension of standardized latents "
-        f"drawn from the first stage's posterior, unguided, standard error {values.std() / len(values) ** 0.5:.2g}"
+        f"drawn from the first stage's posterior, unguided{plain}, "
+        f"standard error {values.std() / len(values) ** 0.5:.2g}"
     )
     return {f"{method.label}_per_dim@{len(values)}": {"value": float(values.mean())}}, {"likelihood": text}

@@ -106,8 +106,8 @@ def _conditions(config: DictConfig, trained: Trained[LatentDiffusion]) -> dict[s
         length = trained.config.data.caption_length
         encoded = torch.stack([encode_caption(caption, length) for caption in captions])
         condition["caption"] = encoded[turn % len(captions)]
-    conditioner = trained.module.denoiser.network.get_submodule("conditioner")
-    if missing := [name for name in conditioner.reads if name not in condition]:  # type: ignore[union-attr]
+    reads = instantiate(trained.config.condition).reads
+    if missing := [name for name in reads if name not in condition]:
         mend = "captions='a text', or captions=['one','two']" if missing == ["caption"] else "another run"
         raise UserError(f"this model draws by {' and '.join(missing)}, which is not given: add {mend}")
     return condition

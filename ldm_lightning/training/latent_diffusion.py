@@ -9,12 +9,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import Guidance, foresee
-from ldm_lightning.diffusion.objective import Objective
+from ldm_lightning.diffusion.objective import Objective, Term, total
 from ldm_lightning.diffusion.sampler import Sampler
+from ldm_lightning.diffusion.self_conditioning import ESTIMATE, check_sampler, remembering
 from ldm_lightning.latent.frozen import FrozenFirstStage
 from ldm_lightning.rng import Streams
 from ldm_lightning.training.cadence import log_due
@@ -29,7 +31,7 @@ class LatentDiffusion(pl.LightningModule):
 
     Args:
         denoiser: the network in training with its path and prediction.
-        objective: time law, weighting, condition dropout.
+        objective: time law, weighting, terms of the loss, condition dropout, self-conditioning.
         first_stage: the frozen autoencoder.
         latent_shape: (C, h, w) of one latent.
         sampler: used by :meth:`sample` unless another is given.
@@ -53,6 +55,8 @@ class LatentDiffusion(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if objective.self_conditioning:
+            check_sampler(sampler)
         self.denoiser = denoiser
         self.objective = objective
         self.first_stage = first_stage
@@ -76,21 +80,26 @@ class LatentDiffusion(pl.LightningModule):
         """Encode, corrupt, denoise, compare; see :meth:`Objective.loss`."""
         streams = Streams(self.seed, batch.index, batch.epoch)
         z0 = self.first_stage.encode(batch.x, streams)
-        loss = self.objective.loss(self.denoiser, z0, batch.condition, streams).mean()
+        means = _means(self.objective.losses(self.denoiser, z0, batch.condition, streams))
         if log_due(self):
-            self.log("train/loss", loss, sync_dist=True, prog_bar=True, batch_size=len(batch))
+            values = {f"train/{name}": value for name, value in means.items()}
+            self.log_dict(values, sync_dist=True, prog_bar=True, batch_size=len(batch))
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss
+        return means["loss"]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The objective moves on with every optimizer step, whatever number of batches it took."""
+        self.objective.advance()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The training loss of unseen samples, with the same times and noise at every validation."""
         streams = Streams(self.seed, batch.index)
         z0 = self.first_stage.encode(batch.x, streams)
-        loss = self.objective.loss(self.denoiser, z0, batch.condition, streams).mean()
-        self.val_means.update({"val/loss": loss}, len(batch))
+        means = _means(self.objective.losses(self.denoiser, z0, batch.condition, streams))
+        self.val_means.update({f"val/{name}": value for name, value in means.items()}, len(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss over all of the validation set."""
+        """Log the loss and its terms over all of the validation set."""
         self.log_dict(self.val_means.pop(), prog_bar=True)
 
     @torch.no_grad()
@@ -110,13 +119,27 @@ class LatentDiffusion(pl.LightningModule):
             seed: of the initial noise and the sampler's own.
             sampler: instead of the run's.
             guidance: instead of the run's.
+
+        Raises:
+            UserError: the sampler cannot draw from a self-conditioned model.
         """
         path, streams, sampler = self.denoiser.path, Streams(seed, index), sampler or self.sampler
         z = path.prior(streams, self.latent_shape)
+        if self.objective.self_conditioning:
+            check_sampler(sampler)
+            condition = {**condition, ESTIMATE: torch.zeros_like(z)}
         denoise = foresee((guidance or self.guidance)(self.denoiser, condition), sampler, path, z)
+        if self.objective.self_conditioning:
+            denoise = remembering(denoise, condition[ESTIMATE])
         z0 = sampler(denoise, path, z, streams)
         return self.first_stage.decode(z0)
 
     def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
         """Kind, weights and details that sampling needs; no pictures have to be measured for it."""
         return "latent_diffusion", self.denoiser.network.state_dict(), {}
+
+
+def _means(terms: Mapping[str, Term]) -> dict[str, Tensor]:
+    """The mean loss, and those of its terms where there are several."""
+    parts = {name: term.value.mean() for name, term in terms.items()} if len(terms) > 1 else {}
+    return {"loss": total(terms).mean(), **parts}

@@ -67,9 +67,10 @@ def plain(denoiser: Denoiser, condition: Condition, drop: bool = False) -> Denoi
 
 def one_network(denoiser: Denoiser, towards: Condition, away: Condition, drop: bool) -> Contrast:
     """Two conditions of one network, as one evaluation of 2 B rows; ``drop`` makes the second one the null."""
-    joined = {name: torch.cat([value, away[name]]) for name, value in towards.items()}
 
     def both(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        # Here and not once for all: the estimate of a self-conditioned network changes between the calls.
+        joined = {name: torch.cat([value, away[name]]) for name, value in towards.items()}
         dropped = torch.cat([torch.zeros_like(t), torch.full_like(t, drop)]).bool()
         first, second = denoiser.clean(torch.cat([z, z]), torch.cat([t, t]), joined, dropped).chunk(2)
         return first, second

@@ -1,0 +1,69 @@
+r"""Self-conditioning: the network sees its own last estimate of the clean latents (Chen et al. 2022, "Analog bits").
+
+.. math:: \hat z_0 = f(z_t, t, \tilde z_0), \qquad \tilde z_0 = \text{an earlier } \hat z_0, \text{ or } 0 .
+
+In training the earlier estimate is made by a first pass without gradient, :math:`f(z_t, t, 0)`, for a share of the
+samples, and zero for the others. In sampling it is what the sampler was last answered, guidance included: every
+evaluation, also the second one of a step, builds on the one before, and the first on zero.
+
+The estimate travels among the conditions, under the name :data:`ESTIMATE`. So whatever handles conditions, doubling
+them for guidance for instance, handles it too, and a network that does not read it does not notice. It is no condition
+to be dropped: the null condition comes with the same estimate.
+
+Without an estimate the network is a denoiser like any other, a function of z and t. That is the one of which a
+likelihood is measured, and by which a model without self-conditioning is guided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ldm_lightning.diffusion.denoiser import Denoiser
+from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.sampler import AdaptiveODE, Sampler
+from ldm_lightning.errors import UserError
+
+__all__ = ["ESTIMATE", "check_sampler", "first_estimate", "remembering"]
+
+ESTIMATE = "estimate"
+
+
+@torch.no_grad()
+def first_estimate(denoiser: Denoiser, z: Tensor, t: Tensor, condition: Mapping[str, Tensor], drop: Tensor) -> Tensor:
+    """The clean latents, as the denoiser estimates them without an estimate; arguments as of ``Denoiser.clean``."""
+    clean = denoiser.clean(z, t, condition, drop)
+    # Autocast has kept the weights it cast here, without a gradient, and would use them again in the pass that has one.
+    torch.clear_autocast_cache()
+    return clean
+
+
+def remembering(denoise: Denoise, estimate: Tensor) -> Denoise:
+    """``denoise``, which reads ``estimate`` as a condition, but leaves each answer there for the next call.
+
+    Args:
+        denoise: the guided denoiser of one call of a sampler.
+        estimate: (B, C, *space), zeros at first; overwritten.
+    """
+
+    def remembered(z: Tensor, t: Tensor) -> Tensor:
+        answer = denoise(z, t)
+        estimate.copy_(answer)
+        return answer
+
+    return remembered
+
+
+def check_sampler(sampler: Sampler) -> None:
+    """Refuse a sampler that needs a function of z and t alone.
+
+    Raises:
+        UserError: the adaptive solver, which compares answers and takes steps back.
+    """
+    if isinstance(sampler, AdaptiveODE):
+        raise UserError(
+            "sampler=adaptive solves an equation, but an answer of a self-conditioned model depends on the one before: "
+            "choose another sampler, such as heun"
+        )
