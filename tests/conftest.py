@@ -46,6 +46,16 @@ TINY_LATENT_DIFFUSION = [
     "callbacks.gallery.n=4",
     *[text for text in TINY_FIRST_STAGE if not text.startswith(("first_stage", "statistics"))],
 ]
+# Everything in an objective that has a state or a random choice of its own.
+STATEFUL_OBJECTIVE = [
+    "objective=flow_annealed",
+    "objective.time_law.steps=[0,8]",
+    "+objective/importance=second_moment",
+    "objective.importance.bins=4",
+    "objective.importance.memory=4",
+    "+objective/term=[direction,contrastive]",
+    "objective.self_conditioning=0.5",
+]
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
     latent_shape = frozen.latent_shape((derived.channels, derived.height, derived.width))
     return LatentDiffusion(
         denoiser=denoiser(config),
-        objective=instantiate(config.objective),
+        objective=instantiate(config.objective, _convert_="all"),  # else its terms, dataclasses, become nodes
         first_stage=frozen,
         latent_shape=latent_shape,
         sampler=instantiate(config.sampler),

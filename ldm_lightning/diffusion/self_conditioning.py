@@ -35,7 +35,7 @@ ESTIMATE = "estimate"
 def first_estimate(denoiser: Denoiser, z: Tensor, t: Tensor, condition: Mapping[str, Tensor], drop: Tensor) -> Tensor:
     """The clean latents, as the denoiser estimates them without an estimate; arguments as of ``Denoiser.clean``."""
     clean = denoiser.clean(z, t, condition, drop)
-    # Autocast has kept the weights it cast here, without a gradient, and would use them again in the pass that has one.
+    # Older versions of torch keep what autocast has cast here, without a gradient, and use it in the pass that has one.
     torch.clear_autocast_cache()
     return clean
 

@@ -114,7 +114,7 @@ def test_losses_do_not_depend_on_the_batch_split_bit_for_bit(reader, sizes):
 
 
 def test_mixed_precision_keeps_the_gradient():
-    """Autocast keeps weights that it has cast, and would keep them without a gradient from the first pass."""
+    """Older versions of torch lose it: autocast keeps the weights that it cast in the first pass, without gradient."""
 
     class Linear(nn.Module):
         def __init__(self) -> None:

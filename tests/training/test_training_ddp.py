@@ -12,7 +12,7 @@ import torch
 
 from ldm_lightning.artifact import read_artifact
 from ldm_lightning.loggers.csv_log import read_metrics
-from tests.conftest import TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION
+from tests.conftest import STATEFUL_OBJECTIVE, TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION
 
 
 def train(runs: Path, name: str, *args: str) -> Path:
@@ -24,10 +24,18 @@ def train(runs: Path, name: str, *args: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["first_stage", "latent_diffusion"])
+@pytest.mark.parametrize("stage", ["first_stage", "latent_diffusion", "objective"])
 def test_two_ranks_are_one_rank(stage: str, pictures: Path, first_stage_run: Path, tmp_path: Path) -> None:
     tiny = {
         "first_stage": TINY_FIRST_STAGE,
+        # Its validation is not one: the last batch of 13 holds another negative of the contrastive term on two ranks.
+        "objective": [
+            f"first_stage.run={first_stage_run}",
+            *TINY_LATENT_DIFFUSION,
+            *STATEFUL_OBJECTIVE,
+            "trainer.limit_val_batches=0",
+            "callbacks.checkpoints.monitor=null",
+        ],
         "latent_diffusion": [
             f"first_stage.run={first_stage_run}",
             *TINY_LATENT_DIFFUSION,
@@ -55,18 +63,34 @@ def test_two_ranks_are_one_rank(stage: str, pictures: Path, first_stage_run: Pat
         assert a["n"] == b["n"]
         assert a["mean"] == pytest.approx(b["mean"], rel=1e-4, abs=1e-6)
         assert a["std"] == pytest.approx(b["std"], rel=1e-4)
+    elif stage == "objective":
+        state, other = (states(run) for run in (one, two))
+        assert state["objective.time_law.step"] == 6
+        assert (state["objective.importance.count"] == 4).all()  # times follow the losses by now
+        for name, value in other.items():
+            torch.testing.assert_close(value, state[name], rtol=1e-3, atol=1e-6)
     else:
         assert any(name.startswith("val/fd_tiny@") for name in ours)
 
 
+def states(run: Path) -> dict[str, torch.Tensor]:
+    """The objective's state in the last checkpoint."""
+    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {name: value for name, value in weights.items() if name.startswith("objective.")}
+
+
 @pytest.mark.slow
-def test_accumulated_batches_are_one_batch(pictures: Path, first_stage_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", [[], [text for text in STATEFUL_OBJECTIVE if "term" not in text]])
+def test_accumulated_batches_are_one_batch(
+    objective: list[str], pictures: Path, first_stage_run: Path, tmp_path: Path
+) -> None:
     """Noise belongs to the sample, so half batches accumulated twice are the whole batch."""
     common = [
         "data=image_folder",
         f"data.root={pictures}",
         f"first_stage.run={first_stage_run}",
         *TINY_LATENT_DIFFUSION,
+        *objective,
         "trainer.max_steps=3",
         "trainer.val_check_interval=100",
     ]
@@ -75,3 +99,5 @@ def test_accumulated_batches_are_one_batch(pictures: Path, first_stage_run: Path
     weights = read_artifact(whole).weights
     for name, weight in read_artifact(half).weights.items():
         torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(states(half), states(whole), rtol=1e-4, atol=0)
+    assert bool(objective) == bool(states(whole))

@@ -99,6 +99,24 @@ def test_killed_and_resumed_is_never_killed(
 
 
 @pytest.mark.slow
+def test_times_that_learn_from_losses_resume_where_they_were(
+    pictures: Path, first_stage_run: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from tests.conftest import STATEFUL_OBJECTIVE
+
+    whole = tmp_path_factory.mktemp("whole")
+    done = start(whole, *overrides(pictures, first_stage_run, whole), *STATEFUL_OBJECTIVE)
+    assert done.returncode == 0, done.stderr
+    args = [*overrides(pictures, first_stage_run, tmp_path), *STATEFUL_OBJECTIVE]
+    for step, number in ((7, signal.SIGKILL), (11, signal.SIGTERM)):
+        kill(tmp_path, args, step, int(number), "batch")
+    finished = start(tmp_path, *args)
+    assert finished.returncode == 0, finished.stderr
+    assert "resuming from last.ckpt" in finished.stderr
+    same(tmp_path / "run", whole / "run")
+
+
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_is_saved_with_workers(
     pictures: Path, first_stage_run: Path, tmp_path: Path
 ) -> None:
