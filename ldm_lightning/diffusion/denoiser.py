@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ldm_lightning.diffusion.path import GaussianPath
+from ldm_lightning.diffusion.path import Path, check_path
 from ldm_lightning.diffusion.prediction import Edm, Epsilon, Prediction
 from ldm_lightning.errors import UserError
 
@@ -23,12 +23,13 @@ class Denoiser(nn.Module):
         prediction: what the network predicts.
 
     Raises:
-        UserError: the schedule ends in pure noise, where noise does not determine the data, and EDM's noise level, the
-            network's time, is infinite.
+        UserError: the prediction is for another kind of path; or the schedule ends in pure noise, where noise does not
+            determine the data, and EDM's noise level, the network's time, is infinite.
     """
 
-    def __init__(self, network: nn.Module, path: GaussianPath, prediction: Prediction) -> None:
+    def __init__(self, network: nn.Module, path: Path, prediction: Prediction) -> None:
         super().__init__()
+        check_path("prediction", prediction.question, path)
         if isinstance(prediction, Epsilon | Edm) and path.schedule.alpha_sigma(torch.ones(1))[0].item() < 1e-6:
             raise UserError(
                 f"prediction={type(prediction).__name__.lower()} cannot start from a schedule whose last step holds no "
@@ -55,7 +56,9 @@ class Denoiser(nn.Module):
         return self.prediction.target(z0, noise, *self.path.coefficients(t, z0))
 
     def clean(self, z: Tensor, t: Tensor, condition: Mapping[str, Tensor], drop: Tensor | None = None) -> Tensor:
-        """The expected clean latents E[z_0 | z_t], shaped like ``z``."""
-        skip, out = self.prediction.coefficients(*self.path.coefficients(t, z))
+        """The natural parameter of the clean latents given ``z``, and shaped like it.
+
+        On a Gaussian path that is their mean E[z_0 | z_t], for bits the logit of the probability of a one.
+        """
         output: Tensor = self(z, t, condition, drop)
-        return skip * z + out * output
+        return self.prediction.answer(z, output, *self.path.coefficients(t, z))

@@ -1,27 +1,54 @@
-r"""What a network predicts, and how the clean data follow from it.
+r"""What a network predicts, and how the denoiser's answer follows from it.
 
-Every prediction F is a linear combination of clean data and noise, so that
+The answer is the natural parameter of the clean data given z_t. On a Gaussian path that is their mean, and every
+prediction F is a linear combination of clean data and noise, so that
 
 .. math:: z_0 = c_{skip}(t) z_t + c_{out}(t) F(z_t, t).
 
-The denoiser uses these two conversions only; no sampler ever asks which prediction a network makes. A prediction may
-also say in which form the network is asked: by default as it is, z_t and t.
+For bits it is the logit of the probability of a one, which the network says itself.
+
+The denoiser uses these conversions only; no sampler ever asks which prediction a network makes. A prediction may also
+say in which form the network is asked: by default as it is, z_t and t.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from ldm_lightning.diffusion.path import GaussianPath
+from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath
 
-__all__ = ["Clean", "Edm", "Epsilon", "Flow", "Prediction", "Velocity"]
+__all__ = ["Bits", "Clean", "Edm", "Epsilon", "Flow", "Linear", "Prediction", "Velocity"]
 
 
 class Prediction(Protocol):
-    """One parameterization; ``alpha`` and ``sigma`` broadcast over the latents."""
+    """One parameterization; the annotation of ``path`` in :meth:`question` says on which paths.
+
+    The further arguments of :meth:`target` and :meth:`answer` are the path's coefficients at the time in question,
+    which broadcast over the latents.
+    """
+
+    def question(self, path: Any, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given in place of ``z`` and (B,) ``t``."""
+        ...
+
+    def target(self, z0: Tensor, noise: Tensor, *coefficients: Any, **_: Any) -> Tensor:
+        """What the network should answer."""
+        ...
+
+    def answer(self, z: Tensor, output: Tensor, *coefficients: Any, **_: Any) -> Tensor:
+        """The natural parameter of the clean data that follows from the network's output."""
+        ...
+
+
+class Linear(Prediction, Protocol):
+    """One on a Gaussian path; ``alpha`` and ``sigma`` broadcast over the latents."""
+
+    def question(self, path: GaussianPath, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given in place of ``z`` and (B,) ``t``."""
+        return z, t
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """What the network should answer."""
@@ -31,13 +58,14 @@ class Prediction(Protocol):
         """(c_skip, c_out): clean data = c_skip * z_t + c_out * output."""
         ...
 
-    def question(self, path: GaussianPath, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network is given in place of ``z`` and (B,) ``t``."""
-        return z, t
+    def answer(self, z: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The expected clean data, E[z_0 | z_t]."""
+        skip, out = self.coefficients(alpha, sigma)
+        return skip * z + out * output
 
 
 @dataclass(frozen=True)
-class Epsilon(Prediction):
+class Epsilon(Linear):
     """The noise (Ho et al. 2020). Says nothing about the data where alpha is 0."""
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -50,7 +78,7 @@ class Epsilon(Prediction):
 
 
 @dataclass(frozen=True)
-class Clean(Prediction):
+class Clean(Linear):
     """The clean data, "x0"."""
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -63,7 +91,7 @@ class Clean(Prediction):
 
 
 @dataclass(frozen=True)
-class Velocity(Prediction):
+class Velocity(Linear):
     """v = alpha noise - sigma z_0 (Salimans & Ho 2022)."""
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -77,7 +105,7 @@ class Velocity(Prediction):
 
 
 @dataclass(frozen=True)
-class Flow(Prediction):
+class Flow(Linear):
     """u = noise - z_0, the velocity of the linear flow (Lipman et al. 2022; Liu et al. 2022)."""
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -91,7 +119,7 @@ class Flow(Prediction):
 
 
 @dataclass(frozen=True)
-class Edm(Prediction):
+class Edm(Linear):
     r"""The preconditioning of EDM (Karras et al. 2022, table 1), on any Gaussian path that ends above zero signal.
 
     Stated there for alpha = 1. Since :math:`z_t / \alpha = z_0 + (\sigma / \alpha) \epsilon`, it carries over by
@@ -120,3 +148,20 @@ class Edm(Prediction):
     def question(self, path: GaussianPath, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """c_in z_t of unit variance, and as its time c_noise = log(sigma / alpha) / 4."""
         return z / self._scale(*path.coefficients(t, z)), -path.schedule.log_snr(t) / 8
+
+
+@dataclass(frozen=True)
+class Bits(Prediction):
+    """The logits of the probabilities of a one, on a Bernoulli path."""
+
+    def question(self, path: BernoulliPath, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The bits, -1 or 1, as they are."""
+        return z, t
+
+    def target(self, z0: Tensor, noise: Tensor, keep: Tensor) -> Tensor:
+        """1 where the clean bit is 1, 0 where it is -1: the probability that the logit should tell."""
+        return (1 + z0) / 2
+
+    def answer(self, z: Tensor, output: Tensor, keep: Tensor) -> Tensor:
+        """The output."""
+        return output

@@ -6,7 +6,8 @@ values extrapolate,
 
 .. math:: \hat z_0 = \hat z_0^{away} + s \, (\hat z_0^{towards} - \hat z_0^{away}).
 
-The weights add to one, so guiding the clean data, the noise or a velocity is the same. Some papers write 1 + w or
+The weights add to one, so guiding the clean data, the noise or a velocity is the same. For bits the hats are logits,
+so that guiding multiplies their odds by a power of the ratio of the two models' odds. Some papers write 1 + w or
 omega for what is s here. Whatever is steered away from (nothing, another condition, another network), the result may
 be rescaled (:mod:`~ldm_lightning.diffusion.guidance.rescale`) and limited to a part of the path
 (:mod:`~ldm_lightning.diffusion.guidance.interval`).

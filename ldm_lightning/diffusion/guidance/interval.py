@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance.denoise import Denoise
-from ldm_lightning.diffusion.path import GaussianPath
+from ldm_lightning.diffusion.path import Path
 from ldm_lightning.diffusion.schedule import Schedule
 from ldm_lightning.errors import UserError, nearest
 from ldm_lightning.rng import Streams
@@ -81,10 +81,10 @@ class _Sampler(Protocol):
     @property
     def evaluations(self) -> int: ...
 
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor: ...
+    def __call__(self, denoise: Denoise, path: Any, z: Tensor, streams: Streams) -> Tensor: ...
 
 
-def foresee(denoise: Denoise, sampler: _Sampler, path: GaussianPath, z: Tensor) -> Denoise:
+def foresee(denoise: Denoise, sampler: _Sampler, path: Path, z: Tensor) -> Denoise:
     """``denoise`` for one run of ``sampler`` from ``z``, without a need to read t inside its loop.
 
     Only limited guidance needs it; any other function is returned as it is, and so is one for a sampler that finds its

@@ -2,8 +2,9 @@
 
 Each is a small frozen dataclass called as ``sampler(denoise, path, z, streams)``:
 
-- ``denoise(z, t)`` answers the clean latents (a guided :class:`~ldm_lightning.diffusion.denoiser.Denoiser`),
-- ``path`` is the corruption being undone,
+- ``denoise(z, t)`` answers the clean latents (a guided :class:`~ldm_lightning.diffusion.denoiser.Denoiser`): on a
+  Gaussian path their mean, for bits the logits of a one,
+- ``path`` is the corruption being undone; its annotation says for which kinds of path the method is,
 - ``z`` is a draw from ``path.prior``,
 - ``streams`` gives each sample its own noise, so a sample does not depend on the batch it is made in.
 
@@ -12,6 +13,7 @@ the most it can make).
 """
 
 from ldm_lightning.diffusion.sampler.adaptive import AdaptiveODE
+from ldm_lightning.diffusion.sampler.bernoulli_ancestral import BernoulliAncestral
 from ldm_lightning.diffusion.sampler.ddim import DDIM
 from ldm_lightning.diffusion.sampler.ddpm import DDPM
 from ldm_lightning.diffusion.sampler.dpm_solver import DPMSolver2M
@@ -40,6 +42,7 @@ __all__ = [
     "PLMS",
     "RK4",
     "AdaptiveODE",
+    "BernoulliAncestral",
     "DPMSolver2M",
     "Euler",
     "EulerAncestral",

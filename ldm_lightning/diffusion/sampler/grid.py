@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
-from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.schedule import Schedule
 from ldm_lightning.rng import Streams
 
@@ -21,7 +20,7 @@ Grid = Callable[[int, Schedule], Tensor]
 
 
 class Sampler(Protocol):
-    """A way from noise to clean latents."""
+    """A way from noise to clean latents; the annotation of ``path`` in its call says on which paths."""
 
     steps: int
 
@@ -30,7 +29,7 @@ class Sampler(Protocol):
         """Exact number of network evaluations of one call; of an adaptive solver, the most it can make."""
         ...
 
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
+    def __call__(self, denoise: Denoise, path: Any, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         ...
 

@@ -1,26 +1,18 @@
-r"""Paths: how clean data becomes noise, and the loss that belongs to it.
-
-A path owns the corruption :math:`q(z_t | z_0)`, the distribution it ends in, the posterior of one backward step and
-the loss that matches its likelihood. Samplers and the training module talk to the path only, so another corruption
-(Bernoulli bits, say) is another path and nothing else.
-"""
+"""The Gaussian path: signal fades, noise grows, by a schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.diffusion.path.protocol import expand
 from ldm_lightning.diffusion.schedule import Schedule
 from ldm_lightning.rng import Streams
 
-__all__ = ["GaussianPath", "expand"]
-
-
-def expand(t: Tensor, like: Tensor) -> Tensor:
-    """View (B,) as (B, 1, ..., 1) with as many dimensions as ``like``."""
-    return t.view(-1, *[1] * (like.ndim - 1))
+__all__ = ["GaussianPath"]
 
 
 class GaussianPath(nn.Module):
@@ -31,6 +23,9 @@ class GaussianPath(nn.Module):
 
     Shapes: latents are (B, C, *space), times (B,) in [0, 1].
     """
+
+    suits: ClassVar[Mapping[str, str]] = {"sampler": "euler", "prediction": "flow", "likelihood": "bound"}
+    schedule: Schedule
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
