@@ -11,6 +11,7 @@ from torch import nn
 
 from ldm_lightning.artifact import Artifact
 from ldm_lightning.diffusion.denoiser import Denoiser
+from ldm_lightning.diffusion.prediction import Prediction
 from ldm_lightning.errors import UserError
 from ldm_lightning.nn.conditioner import Conditioner
 from ldm_lightning.nn.network import ConditionalNetwork
@@ -35,15 +36,20 @@ def denoiser(config: DictConfig) -> Denoiser:
     for name in conditioner.reads:
         if name not in config.derived.conditions:
             raise UserError(f"these data have no {_CONDITIONS.get(name, name)}, or add condition=none")
-    widths = {"vector_width": conditioner.vector_width, "token_width": conditioner.token_width}
-    network: nn.Module
-    if config.objective.get("self_conditioning", 0):
-        channels = config.denoiser.in_channels
-        backbone = instantiate(config.denoiser, in_channels=2 * channels, out_channels=channels, **widths)
-        network = SelfConditioned(ConditionalNetwork(backbone, conditioner))
-    else:
-        network = ConditionalNetwork(instantiate(config.denoiser, **widths), conditioner)
-    return Denoiser(network, instantiate(config.path), instantiate(config.prediction))
+    prediction: Prediction = instantiate(config.prediction)
+    estimate = bool(config.objective.get("self_conditioning", 0))
+    channels = config.denoiser.in_channels
+    backbone = instantiate(
+        config.denoiser,
+        in_channels=(1 + estimate) * channels,
+        out_channels=prediction.outputs_per_channel * channels,
+        vector_width=conditioner.vector_width,
+        token_width=conditioner.token_width,
+    )
+    network: nn.Module = ConditionalNetwork(backbone, conditioner)
+    if estimate:
+        network = SelfConditioned(network)
+    return Denoiser(network, instantiate(config.path), prediction)
 
 
 def load_weights(module: torch.nn.Module, artifact: Artifact, run: str | Path) -> None:

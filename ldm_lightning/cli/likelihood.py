@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from ldm_lightning.cli.schema import check
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.diffusion.guidance import ClassifierFree
+from ldm_lightning.diffusion.learned_variance import observed
 from ldm_lightning.diffusion.likelihood import LikelihoodMethod
 from ldm_lightning.rng import Streams
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
@@ -30,8 +32,8 @@ def measure_likelihood(
     for batch in tqdm(data.loader(split, limit=config.n), desc="likelihood", unit="batch"):
         own = batch.to(module.device)
         streams = Streams(config.seed, own.index)
-        denoise = ClassifierFree()(module.denoiser, own.condition)
         z0 = module.first_stage.encode(own.x, streams)
+        denoise = observed(module.denoiser, partial(ClassifierFree(), condition=own.condition), z0)
         result = method(denoise, module.denoiser.path, z0, streams)
         nats.append(result.nats.cpu())
         evaluations.append(result.evaluations)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_lightning.diffusion.path import Path, check_path
-from ldm_lightning.diffusion.prediction import Edm, Epsilon, Prediction
+from ldm_lightning.diffusion.prediction import Prediction
 from ldm_lightning.errors import UserError
 
 __all__ = ["Denoiser"]
@@ -30,7 +30,7 @@ class Denoiser(nn.Module):
     def __init__(self, network: nn.Module, path: Path, prediction: Prediction) -> None:
         super().__init__()
         check_path("prediction", prediction.question, path)
-        if isinstance(prediction, Epsilon | Edm) and path.schedule.alpha_sigma(torch.ones(1))[0].item() < 1e-6:
+        if getattr(prediction, "needs_signal", False) and path.schedule.alpha_sigma(torch.ones(1))[0].item() < 1e-6:
             raise UserError(
                 f"prediction={type(prediction).__name__.lower()} cannot start from a schedule whose last step holds no "
                 "signal (alpha(1) = 0): use prediction=velocity, prediction=flow or prediction=clean"
@@ -60,5 +60,8 @@ class Denoiser(nn.Module):
 
         On a Gaussian path that is their mean E[z_0 | z_t], for bits the logit of the probability of a one.
         """
-        output: Tensor = self(z, t, condition, drop)
+        return self.answer(z, t, self(z, t, condition, drop))
+
+    def answer(self, z: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """What :meth:`clean` answers, from the network's ``output``."""
         return self.prediction.answer(z, output, *self.path.coefficients(t, z))

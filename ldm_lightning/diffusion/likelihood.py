@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.learned_variance import VarianceDenoise, step_nats
 from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import velocity
 from ldm_lightning.diffusion.sampler.grid import Grid
@@ -231,7 +232,7 @@ class VariationalBound:
         schedule = host(path.schedule)
         times = self.grid(self.steps, schedule).flip(0)
         alpha, sigma = (part.to(z0.device)[:, None] for part in schedule.alpha_sigma(times))
-        times = times.to(z0)
+        exact, times = times.to(z0.device), times.to(z0)
         snr = (alpha / sigma).square()
         # KL of N(alpha z_0, sigma^2) and the prior N(0, alpha^2 + sigma^2) at t = 1.
         power = alpha[-1] ** 2 + sigma[-1] ** 2
@@ -241,7 +242,10 @@ class VariationalBound:
             noise = streams.normal(f"bound/{k}", z0.shape[1:]).to(z0.dtype)
             t = times[k].expand(len(z0))
             clean = denoise(path.corrupt(z0, t, noise), t).double()
-            if k > 1:
+            if isinstance(denoise, VarianceDenoise):
+                around = exact[[k - 1, k, min(k + 1, self.steps)], None].expand(-1, len(z0)).unbind()
+                nats = nats + step_nats(path, data, clean, denoise.fraction, around)
+            elif k > 1:
                 error = (data - clean).square().flatten(1).mean(1)
                 nats = nats + (snr[k - 1] - snr[k]) * error / 2
             else:

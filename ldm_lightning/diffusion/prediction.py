@@ -14,13 +14,13 @@ say in which form the network is asked: by default as it is, z_t and t.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath
 
-__all__ = ["Bits", "Clean", "Edm", "Epsilon", "Flow", "Linear", "Prediction", "Velocity"]
+__all__ = ["Bits", "Clean", "Edm", "Epsilon", "Flow", "LearnedVariance", "Linear", "Prediction", "Velocity"]
 
 
 class Prediction(Protocol):
@@ -28,7 +28,12 @@ class Prediction(Protocol):
 
     The further arguments of :meth:`target` and :meth:`answer` are the path's coefficients at the time in question,
     which broadcast over the latents.
+
+    Attributes:
+        outputs_per_channel: how many network outputs describe one latent channel; the first ones are the prediction.
     """
+
+    outputs_per_channel: ClassVar[int] = 1
 
     def question(self, path: Any, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is given in place of ``z`` and (B,) ``t``."""
@@ -45,6 +50,11 @@ class Prediction(Protocol):
 
 class Linear(Prediction, Protocol):
     """One on a Gaussian path; ``alpha`` and ``sigma`` broadcast over the latents."""
+
+    @property
+    def needs_signal(self) -> bool:
+        """Whether it says nothing about the data where alpha is 0."""
+        return False
 
     def question(self, path: GaussianPath, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is given in place of ``z`` and (B,) ``t``."""
@@ -67,6 +77,11 @@ class Linear(Prediction, Protocol):
 @dataclass(frozen=True)
 class Epsilon(Linear):
     """The noise (Ho et al. 2020). Says nothing about the data where alpha is 0."""
+
+    @property
+    def needs_signal(self) -> bool:
+        """Noise does not determine the data there."""
+        return True
 
     def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The noise."""
@@ -132,6 +147,11 @@ class Edm(Linear):
 
     sigma_data: float = 1.0
 
+    @property
+    def needs_signal(self) -> bool:
+        """The noise level, which is the network's time, is infinite there."""
+        return True
+
     def _scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Standard deviation of z_t."""
         return (sigma**2 + (self.sigma_data * alpha) ** 2).sqrt()
@@ -148,6 +168,42 @@ class Edm(Linear):
     def question(self, path: GaussianPath, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """c_in z_t of unit variance, and as its time c_noise = log(sigma / alpha) / 4."""
         return z / self._scale(*path.coefficients(t, z)), -path.schedule.log_snr(t) / 8
+
+
+@dataclass(frozen=True)
+class LearnedVariance(Linear):
+    """Another prediction, and beside it the variance of an ancestral step (Nichol & Dhariwal 2021).
+
+    The network answers (B, 2 C, *space); see :mod:`~ldm_lightning.diffusion.learned_variance` for the second half.
+
+    Attributes:
+        mean: the prediction in the first half.
+    """
+
+    outputs_per_channel: ClassVar[int] = 2
+
+    mean: Linear
+
+    @property
+    def needs_signal(self) -> bool:
+        """As the prediction of the mean."""
+        return self.mean.needs_signal
+
+    def question(self, path: GaussianPath, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """As of the prediction of the mean."""
+        return self.mean.question(path, z, t)
+
+    def target(self, z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Of the first half."""
+        return self.mean.target(z0, noise, alpha, sigma)
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the first half."""
+        return self.mean.coefficients(alpha, sigma)
+
+    def answer(self, z: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The expected clean data, E[z_0 | z_t], by the first half."""
+        return self.mean.answer(z, output.chunk(2, dim=1)[0], alpha, sigma)
 
 
 @dataclass(frozen=True)

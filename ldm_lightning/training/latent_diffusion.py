@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance import Guidance, foresee
+from ldm_lightning.diffusion.guidance import Denoise, Guidance, foresee
+from ldm_lightning.diffusion.learned_variance import observed
 from ldm_lightning.diffusion.objective import Objective, Term, total
 from ldm_lightning.diffusion.sampler import Sampler
 from ldm_lightning.diffusion.self_conditioning import ESTIMATE, check_sampler, remembering
@@ -128,10 +129,12 @@ class LatentDiffusion(pl.LightningModule):
         if self.objective.self_conditioning:
             check_sampler(sampler)
             condition = {**condition, ESTIMATE: torch.zeros_like(z)}
-        denoise = foresee((guidance or self.guidance)(self.denoiser, condition), sampler, path, z)
-        if self.objective.self_conditioning:
-            denoise = remembering(denoise, condition[ESTIMATE])
-        z0 = sampler(denoise, path, z, streams)
+
+        def bind(denoiser: Denoiser) -> Denoise:
+            denoise = foresee((guidance or self.guidance)(denoiser, condition), sampler, path, z)
+            return remembering(denoise, condition[ESTIMATE]) if self.objective.self_conditioning else denoise
+
+        z0 = sampler(observed(self.denoiser, bind, z), path, z, streams)
         return self.first_stage.decode(z0)
 
     def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:

@@ -84,6 +84,18 @@ class _Sampler(Protocol):
     def __call__(self, denoise: Denoise, path: Any, z: Tensor, streams: Streams) -> Tensor: ...
 
 
+class _Diary:
+    """A denoise function that only writes down when it is called."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.times: list[Tensor] = []
+        self.fraction = z.new_zeros(())  # for a sampler that asks for a learned variance
+
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        self.times.append(t[0])
+        return torch.zeros_like(z)
+
+
 def foresee(denoise: Denoise, sampler: _Sampler, path: Path, z: Tensor) -> Denoise:
     """``denoise`` for one run of ``sampler`` from ``z``, without a need to read t inside its loop.
 
@@ -92,16 +104,11 @@ def foresee(denoise: Denoise, sampler: _Sampler, path: Path, z: Tensor) -> Denoi
     """
     if not isinstance(denoise, Limited):
         return denoise
-    times: list[Tensor] = []
-
-    def write_down(z: Tensor, t: Tensor) -> Tensor:
-        times.append(t[0])
-        return torch.zeros_like(z)
-
-    sampler(write_down, path, z.new_ones(1, 1), Streams(0, torch.zeros(1, dtype=torch.int64, device=z.device)))
-    if len(times) != sampler.evaluations:
+    diary = _Diary(z)
+    sampler(diary, path, z.new_ones(1, 1), Streams(0, torch.zeros(1, dtype=torch.int64, device=z.device)))
+    if len(diary.times) != sampler.evaluations:
         return denoise
-    inside = iter(denoise.interval.contains(torch.stack(times), denoise.schedule).tolist())
+    inside = iter(denoise.interval.contains(torch.stack(diary.times), denoise.schedule).tolist())
 
     def foreseen(z: Tensor, t: Tensor) -> Tensor:
         return (denoise.guided if next(inside) else denoise.plain)(z, t)

@@ -20,6 +20,7 @@ from ldm_lightning.diffusion.objective.time_law import (
     independent,
     low_discrepancy,
 )
+from ldm_lightning.diffusion.objective.variance_bound import VarianceBound
 from ldm_lightning.diffusion.objective.weighting import (
     P2,
     EdmWeight,
@@ -52,6 +53,7 @@ __all__ = [
     "TimeLaw",
     "Uniform",
     "Unit",
+    "VarianceBound",
     "VelocityDirection",
     "Weighting",
     "independent",

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ldm_lightning.diffusion.denoiser import Denoiser
+from ldm_lightning.diffusion.prediction import Linear
 from ldm_lightning.errors import UserError
 
 __all__ = ["Answer", "Contrastive", "LossTerm", "Term", "VelocityDirection", "total"]
@@ -41,17 +42,21 @@ class Answer:
     Attributes:
         denoiser: the network with its path and prediction.
         z0: (B, C, *space) clean latents.
+        z: them, corrupted.
         noise: what they were corrupted with.
         t: (B,) times.
-        output: the network's, shaped like ``z0``.
+        said: all that the network answered; of twice the channels where it has learned a variance.
+        output: its prediction, shaped like ``z0``.
         target: what it should have been.
         weight: (B,) of the denoising error at these times.
     """
 
     denoiser: Denoiser
     z0: Tensor
+    z: Tensor
     noise: Tensor
     t: Tensor
+    said: Tensor
     output: Tensor
     target: Tensor
     weight: Tensor
@@ -99,7 +104,7 @@ class VelocityDirection:
     def __call__(self, answer: Answer) -> Tensor:
         """(B,) in [0, 2]."""
         alpha, sigma = answer.denoiser.path.coefficients(answer.t, answer.z0)
-        _, out = answer.denoiser.prediction.coefficients(alpha, sigma)
+        _, out = cast("Linear", answer.denoiser.prediction).coefficients(alpha, sigma)
         velocity = answer.noise - answer.z0
         off = -(alpha + sigma) * (out / sigma) * (answer.output - answer.target)
         return 1 - cosine_similarity(velocity + off, velocity, dim=1).flatten(1).mean(1)

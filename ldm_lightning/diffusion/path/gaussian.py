@@ -63,10 +63,13 @@ class GaussianPath(nn.Module):
         """
         alpha_t, sigma_t = self.coefficients(t, z_t)
         alpha_s, sigma_s = self.coefficients(s, z_t)
-        # 1 - SNR(t) / SNR(s), the share of the noise at t that was added since s, without cancellation.
-        added = expand(-torch.expm1(self.schedule.log_snr(t) - self.schedule.log_snr(s)), z_t)
+        added = self.added(s, t, z_t)
         mean = alpha_t / alpha_s * (sigma_s / sigma_t) ** 2 * z_t + alpha_s * added * z0
         return mean, sigma_s * added.sqrt()
+
+    def added(self, s: Tensor, t: Tensor, like: Tensor) -> Tensor:
+        """1 - SNR(t) / SNR(s): the share of the noise at t that was added since s < t; broadcasts over ``like``."""
+        return expand(-torch.expm1(self.schedule.log_snr(t) - self.schedule.log_snr(s)), like)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """(B,) squared error of the network's output, averaged over a sample's dimensions."""

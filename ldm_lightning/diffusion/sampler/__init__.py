@@ -34,6 +34,7 @@ from ldm_lightning.diffusion.sampler.plms import PLMS
 from ldm_lightning.diffusion.sampler.rk4 import RK4
 from ldm_lightning.diffusion.sampler.trajectory import coordinates, flow_scale, signal_scale, trajectory
 from ldm_lightning.diffusion.sampler.unipc import UniPC
+from ldm_lightning.diffusion.sampler.variance import learned_variance, lower_variance, upper_variance
 
 __all__ = [
     "DDIM",
@@ -54,9 +55,12 @@ __all__ = [
     "flow_grid",
     "flow_scale",
     "karras_grid",
+    "learned_variance",
     "log_snr_grid",
+    "lower_variance",
     "quadratic_grid",
     "signal_scale",
     "trajectory",
     "uniform_grid",
+    "upper_variance",
 ]

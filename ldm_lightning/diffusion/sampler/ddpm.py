@@ -11,6 +11,7 @@ from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
 from ldm_lightning.diffusion.sampler.trajectory import add_noise, step_size, trajectory
+from ldm_lightning.diffusion.sampler.variance import Variance, lower_variance
 from ldm_lightning.rng import Streams
 
 __all__ = ["DDPM"]
@@ -18,15 +19,17 @@ __all__ = ["DDPM"]
 
 @dataclass(frozen=True)
 class DDPM:
-    """Draw z_s from q(z_s | z_t, z_0 = predicted clean data), see :meth:`GaussianPath.posterior`.
+    """Draw z_s around the mean of q(z_s | z_t, z_0 = predicted clean data), see :meth:`GaussianPath.posterior`.
 
     Attributes:
         steps: number of steps, equal to the number of network evaluations.
         grid: times of the steps.
+        variance: of the draw; the last step has none.
     """
 
     steps: int = 250
     grid: Grid = uniform_grid
+    variance: Variance = lower_variance
 
     @property
     def evaluations(self) -> int:
@@ -40,5 +43,5 @@ class DDPM:
             h = step_size(t, s)
             added = -math.expm1(-2 * h)  # the share of the noise at t that was added since s
             mean = math.exp(-h) * s.sigma / t.sigma * z + s.alpha * added * clean
-            z = add_noise(mean, s.sigma * math.sqrt(added), streams, step)
+            z = add_noise(mean, self.variance(t, s, denoise) ** 0.5 if s.sigma else 0.0, streams, step)
         return z

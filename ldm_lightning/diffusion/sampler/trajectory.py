@@ -93,9 +93,9 @@ def step_size(t: Level, s: Level) -> float:
     return (s.log_snr - t.log_snr) / 2
 
 
-def add_noise(z: Tensor, std: float, streams: Streams, step: int) -> Tensor:
+def add_noise(z: Tensor, std: float | Tensor, streams: Streams, step: int) -> Tensor:
     """Add the fresh noise of a step, every sample's from its own stream."""
-    if std == 0:
+    if not isinstance(std, Tensor) and std == 0:
         return z
     return z + std * streams.normal(f"sampler/{step}", z.shape[1:]).to(z.dtype)
 

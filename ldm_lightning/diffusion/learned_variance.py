@@ -1,0 +1,146 @@
+r"""Learned variance of the ancestral step (Nichol & Dhariwal 2021, "Improved DDPM", section 3.1).
+
+A model's step from t down to s draws :math:`z_s` around the mean of :math:`q(z_s | z_t, z_0 = \hat z_0)`, the posterior
+at the predicted clean data. Its variance lies between two extremes,
+
+.. math:: \text{lower} = \sigma_s^2 \, \delta , \qquad
+          \text{upper} = \sigma_t^2 \, \delta \, \frac{\alpha_s^2 + \sigma_s^2}{\alpha_t^2 + \sigma_t^2} , \qquad
+          \delta = 1 - \frac{SNR_t}{SNR_s} .
+
+The lower one is right if all data are one point, the upper one if they are N(0, I); on a DDPM table they are
+:math:`\tilde\beta_t` and :math:`\beta_t`. The network answers with a second number f for every latent, and
+
+.. math:: \log \text{variance} = f \log \text{upper} + (1 - f) \log \text{lower} .
+
+The squared error says nothing about f. It is trained by the variational bound, in which the mean takes part without a
+gradient (:class:`~ldm_lightning.diffusion.objective.VarianceBound`).
+
+The last step, to s = 0, has no noise, but a density of the clean data in the bound: its lower extreme is that of the
+step before, as in the published code. It is a Gaussian, as latents are continuous.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ldm_lightning.diffusion.denoiser import Denoiser
+from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.path import GaussianPath, expand
+from ldm_lightning.diffusion.prediction import LearnedVariance
+
+__all__ = ["VarianceDenoise", "extremes", "fraction_of", "observed", "step_nats"]
+
+T = TypeVar("T", float, Tensor)
+
+
+@runtime_checkable
+class VarianceDenoise(Protocol):
+    """A denoise function that also knows where between the extremes the variance lies.
+
+    Attributes:
+        fraction: f of the last call, (B, C, *space).
+    """
+
+    fraction: Tensor
+
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        """Answer the clean latents."""
+        ...
+
+
+def fraction_of(output: Tensor) -> Tensor:
+    """f (B, C, *space) of a network's output (B, 2 C, *space): its second half, from [-1, 1] to [0, 1], not clamped."""
+    return (output.chunk(2, dim=1)[1] + 1) / 2
+
+
+@dataclass(eq=False)
+class _Observed:
+    """``denoise`` that keeps f of the model's own last answer, guided or not."""
+
+    denoise: Denoise
+    fraction: Tensor
+
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.denoise(z, t)
+
+
+class _Watched:
+    """A denoiser whose outputs are looked at: all that a guidance needs of it."""
+
+    def __init__(self, denoiser: Denoiser, see: Callable[[Tensor], None]) -> None:
+        self._denoiser, self._see = denoiser, see
+        self.path, self.prediction, self.parameters = denoiser.path, denoiser.prediction, denoiser.parameters
+
+    def clean(self, z: Tensor, t: Tensor, condition: Mapping[str, Tensor], drop: Tensor | None = None) -> Tensor:
+        output = self._denoiser(z, t, condition, drop)
+        self._see(output)
+        return self._denoiser.answer(z, t, output)
+
+
+def observed(denoiser: Denoiser, bind: Callable[[Denoiser], Denoise], z: Tensor) -> Denoise:
+    """The denoise function that ``bind`` makes of ``denoiser``, with its variance where the model has learned one.
+
+    Guidance steers the mean only: f is that of the rows it steers towards, which come first.
+
+    Args:
+        denoiser: the model.
+        bind: a guidance with its condition.
+        z: (B, C, *space), what the function will be called with.
+    """
+    if not isinstance(denoiser.prediction, LearnedVariance):
+        return bind(denoiser)
+
+    def see(output: Tensor) -> None:
+        watched.fraction = fraction_of(output[: len(z)])
+
+    watched = _Observed(bind(cast("Denoiser", _Watched(denoiser, see))), torch.zeros_like(z))
+    return watched
+
+
+def extremes(added: T, alpha: tuple[T, T], sigma: tuple[T, T]) -> tuple[T, T]:
+    """The lower and the upper variance of a step.
+
+    Args:
+        added: 1 - SNR(t) / SNR(s).
+        alpha: at s and at t.
+        sigma: likewise.
+    """
+    power = alpha[0] ** 2 + sigma[0] ** 2, alpha[1] ** 2 + sigma[1] ** 2
+    return sigma[0] ** 2 * added, sigma[1] ** 2 * added * power[0] / power[1]
+
+
+def step_nats(path: GaussianPath, z0: Tensor, clean: Tensor, fraction: Tensor, times: tuple[Tensor, ...]) -> Tensor:
+    """The bound's term of one step: KL(q(z_s | z_t, z_0) || p(z_s | z_t)), or -log p(z_0 | z_t) where s is 0.
+
+    Args:
+        path: the corruption.
+        z0: (B, C, *space) clean latents.
+        clean: as the model predicts them from z_t.
+        fraction: f, likewise.
+        times: (B,) each: s, t, and the start of the step before, above t.
+
+    Returns:
+        (B,) nats per latent dimension, in the precision of the times.
+    """
+    s, t, before = times
+    last = s == 0
+    lower, _ = _extremes_at(path, torch.where(last, t, s), torch.where(last, before, t), z0)
+    _, upper = _extremes_at(path, s, t, z0)
+    log_variance = torch.lerp(lower.log().expand_as(z0), upper.log().expand_as(z0), fraction.to(lower.dtype))
+    error = (path.coefficients(s, z0)[0] * path.added(s, t, z0) * (z0 - clean)).square()
+    # Of a Gaussian from another one, or a density at a point, which has no width of its own.
+    point = expand(last, z0)
+    width = torch.where(point, 0.0, lower)
+    constant = torch.where(point, math.log(2 * math.pi), -lower.log() - 1)
+    return (log_variance + constant + (width + error) / log_variance.exp()).flatten(1).mean(1) / 2
+
+
+def _extremes_at(path: GaussianPath, s: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = path.coefficients(s, like), path.coefficients(t, like)
+    return extremes(path.added(s, t, like), (alpha_s, alpha_t), (sigma_s, sigma_t))
