@@ -21,6 +21,7 @@ from ldm_lightning.cli.condition import class_number
 from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import Trained, load_latent_diffusion
 from ldm_lightning.data.dataset import encode_caption
+from ldm_lightning.diffusion.path import check_path
 from ldm_lightning.diffusion.sampler import Sampler
 from ldm_lightning.errors import UserError
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
@@ -71,6 +72,7 @@ def main(config: DictConfig) -> None:
 def choose(config: DictConfig, module: LatentDiffusion) -> Sampler:
     """The run's sampler, changed where the command line says so."""
     sampler: Sampler = instantiate(config.sampler) if config.get("sampler") else module.sampler
+    check_path("sampler", sampler.__call__, module.denoiser.path)
     if config.steps is not None:
         sampler = replace(sampler, steps=config.steps)  # type: ignore[type-var]
     return sampler
