@@ -56,6 +56,7 @@ STATEFUL_OBJECTIVE = [
     "+objective/term=[direction,contrastive]",
     "objective.self_conditioning=0.5",
 ]
+TINY_BITS = ["path=bernoulli_linear", "prediction=bits", "sampler=bernoulli_ancestral"]
 
 
 @dataclass(frozen=True)
@@ -128,3 +129,23 @@ def latent_diffusion_run(pictures: Path, first_stage_run: Path) -> Path:
     result = run_ldm("train", *data, *TINY_LATENT_DIFFUSION, f"runs={first_stage_run.parent}", "name=second")
     assert result.code == 0, result.err
     return first_stage_run.parent / "second"
+
+
+@pytest.fixture(scope="session")
+def bernoulli_first_stage_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained tiny first stage with binary latents."""
+    runs = tmp_path_factory.mktemp("bits")
+    data = ["data=image_folder", f"data.root={pictures}", *TINY_FIRST_STAGE, "first_stage=bernoulli_f4_tiny"]
+    result = run_ldm("train", *data, f"runs={runs}", "name=first")
+    assert result.code == 0, result.err
+    return runs / "first"
+
+
+@pytest.fixture(scope="session")
+def bernoulli_latent_diffusion_run(pictures: Path, bernoulli_first_stage_run: Path) -> Path:
+    """A trained tiny second stage of bits, beside the first."""
+    data = ["data=image_folder", f"data.root={pictures}", f"first_stage.run={bernoulli_first_stage_run}"]
+    runs = bernoulli_first_stage_run.parent
+    result = run_ldm("train", *data, *TINY_LATENT_DIFFUSION, *TINY_BITS, f"runs={runs}", "name=second")
+    assert result.code == 0, result.err
+    return runs / "second"

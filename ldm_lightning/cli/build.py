@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm_lightning.artifact import Artifact, read_artifact, read_manifest
 from ldm_lightning.cli.denoiser import denoiser, load_weights
+from ldm_lightning.cli.fit import check_fit
 from ldm_lightning.cli.guidance import guidance
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.frozen import FrozenFirstStage
-from ldm_lightning.latent.scale import LatentScale
 from ldm_lightning.training.first_stage import FirstStage
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 from ldm_lightning.training.optim import MakeOptimizer
@@ -126,7 +126,7 @@ def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
     frozen = frozen_first_stage(read_artifact(run, "first_stage"))
     derived = config.derived
     latent_shape = frozen.latent_shape((derived.channels, derived.height, derived.width))
-    return LatentDiffusion(
+    module = LatentDiffusion(
         denoiser=denoiser(config),
         objective=instantiate(config.objective, _convert_="all"),  # else its terms, dataclasses, become nodes
         first_stage=frozen,
@@ -137,11 +137,12 @@ def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
         learning_rate=instantiate(config.learning_rate),
         seed=config.seed,
     )
+    check_fit(module)
+    return module
 
 
 def frozen_first_stage(artifact: Artifact) -> FrozenFirstStage:
     """A trained first stage as the second stage holds it."""
     autoencoder: Autoencoder = instantiate(OmegaConf.create(artifact.manifest["config"]).first_stage.autoencoder)
     load_weights(autoencoder, artifact, "the first stage")
-    statistics = artifact.manifest["statistics"]
-    return FrozenFirstStage(autoencoder, LatentScale(torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])))
+    return FrozenFirstStage(autoencoder, autoencoder.posterior.scale(artifact.manifest["statistics"]))

@@ -16,6 +16,7 @@ from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.learned_variance import observed
 from ldm_lightning.diffusion.likelihood import LikelihoodMethod
+from ldm_lightning.diffusion.path import check_path
 from ldm_lightning.rng import Streams
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 
@@ -28,6 +29,7 @@ def measure_likelihood(
     """Figures and protocol of the first ``n`` pictures of a split, each under its own condition, without guidance."""
     check(config.likelihood)
     method: LikelihoodMethod = instantiate(config.likelihood)
+    check_path("likelihood", method.__call__, module.denoiser.path)
     nats, evaluations = [], []
     for batch in tqdm(data.loader(split, limit=config.n), desc="likelihood", unit="batch"):
         own = batch.to(module.device)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ldm_lightning.artifact import replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid, to_uint8
 from ldm_lightning.cli.condition import class_number
+from ldm_lightning.cli.fit import check_sampler
 from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import Trained, load_latent_diffusion
 from ldm_lightning.data.dataset import encode_caption
@@ -71,6 +72,7 @@ def main(config: DictConfig) -> None:
 def choose(config: DictConfig, module: LatentDiffusion) -> Sampler:
     """The run's sampler, changed where the command line says so."""
     sampler: Sampler = instantiate(config.sampler) if config.get("sampler") else module.sampler
+    check_sampler(sampler, module)
     if config.steps is not None:
         sampler = replace(sampler, steps=config.steps)  # type: ignore[type-var]
     return sampler

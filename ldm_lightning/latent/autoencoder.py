@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ldm_lightning.errors import UserError
-from ldm_lightning.latent.posterior import GaussianPosterior
+from ldm_lightning.latent.posterior import GaussianPosterior, Posterior
 
 __all__ = ["Autoencoder"]
 
@@ -29,7 +29,7 @@ class Autoencoder(nn.Module):
         encoder: Callable[..., nn.Module],
         decoder: Callable[..., nn.Module],
         latent_channels: int,
-        posterior: type[GaussianPosterior] = GaussianPosterior,
+        posterior: type[Posterior] = GaussianPosterior,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Autoencoder(nn.Module):
         self.latent_channels = latent_channels
         self.in_channels = in_channels
 
-    def encode(self, x: Tensor) -> GaussianPosterior:
+    def encode(self, x: Tensor) -> Posterior:
         """Posterior over latents (B, latent_channels, H / factor, W / factor) of pictures (B, C, H, W) in [-1, 1]."""
         return self.posterior.from_parameters(self.encoder(x))
 

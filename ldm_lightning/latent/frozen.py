@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.latent.autoencoder import Autoencoder
-from ldm_lightning.latent.scale import LatentScale
+from ldm_lightning.latent.scale import Scale
 from ldm_lightning.rng import Streams
 
 __all__ = ["FrozenFirstStage"]
@@ -23,10 +23,10 @@ class FrozenFirstStage:
 
     Args:
         autoencoder: trained weights inside; put into eval mode, its gradients switched off.
-        scale: statistics of its latents.
+        scale: how the second stage sees its latents.
     """
 
-    def __init__(self, autoencoder: Autoencoder, scale: LatentScale) -> None:
+    def __init__(self, autoencoder: Autoencoder, scale: Scale) -> None:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.scale = scale
 
@@ -60,5 +60,5 @@ class FrozenFirstStage:
     @torch.no_grad()
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape (C, h, w) of the latent of one picture of ``shape`` (C, H, W)."""
-        device = self.scale.mean.device
+        device = next(self.autoencoder.parameters()).device
         return tuple(self.autoencoder.encode(torch.zeros(1, *shape, device=device)).mode().shape[1:])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_lightning.latent.posterior import GaussianPosterior
+from ldm_lightning.latent.posterior import Posterior
 
 __all__ = ["ReconstructionLoss", "Term", "total"]
 
@@ -41,7 +41,7 @@ class ReconstructionLoss:
     distance: Callable[[Tensor, Tensor], Tensor]
     kl_weight: float = 1e-4
 
-    def __call__(self, x: Tensor, reconstruction: Tensor, posterior: GaussianPosterior) -> dict[str, Term]:
+    def __call__(self, x: Tensor, reconstruction: Tensor, posterior: Posterior) -> dict[str, Term]:
         """Terms "reconstruction" and "kl" for pictures and reconstructions (B, C, H, W)."""
         return {
             "reconstruction": Term(self.distance(reconstruction, x), 1.0),

@@ -1,20 +1,50 @@
 """Standardized latents: zero mean and unit standard deviation per channel, from statistics of many pictures.
 
+Bits 0 and 1 become -1 and 1, which is the same for fair coins, whatever was measured: a diffusion of bits needs bits,
+and one of numbers gets "analog bits" (Chen et al. 2023).
+
 The diffusion room assumes standardized latents; nobody multiplies by a scale factor by hand.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ldm_lightning.errors import UserError
-from ldm_lightning.latent.posterior import GaussianPosterior
 
-__all__ = ["LatentScale", "LatentStatistics"]
+__all__ = ["BitScale", "LatentScale", "LatentStatistics", "Scale"]
+
+
+class Scale(Protocol):
+    """The map between raw latents and those that the diffusion model sees, both (B, C, *space)."""
+
+    def standardize(self, raw: Tensor) -> Tensor:
+        """Raw latents -> standardized latents."""
+        ...
+
+    def unstandardize(self, z: Tensor) -> Tensor:
+        """Standardized latents -> raw latents."""
+        ...
+
+    def to(self, device: torch.device | str) -> Any:
+        """Move the statistics to ``device``."""
+        ...
+
+
+class BitScale(nn.Module):
+    """Bits as 0 and 1 <-> as -1 and 1."""
+
+    def standardize(self, raw: Tensor) -> Tensor:
+        """0 and 1 -> -1 and 1."""
+        return 2 * raw - 1
+
+    def unstandardize(self, z: Tensor) -> Tensor:
+        """-1 and 1 -> 0 and 1; of analog bits the sign counts, so that a decoder is always given bits."""
+        return (z > 0).to(z.dtype)
 
 
 class LatentScale(nn.Module):
@@ -55,6 +85,12 @@ def _view(statistics: Tensor, like: Tensor) -> Tensor:
     return statistics.view(1, -1, *[1] * (like.ndim - 2))
 
 
+class _Moments(Protocol):
+    """What is measured of a posterior."""
+
+    def moments(self) -> tuple[Tensor, Tensor]: ...
+
+
 class LatentStatistics(Metric):
     """Channel means and standard deviations of posterior draws, accumulated in float64 over batches and ranks.
 
@@ -75,10 +111,11 @@ class LatentStatistics(Metric):
         self.add_state("first", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("second", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, posterior: GaussianPosterior) -> None:
+    def update(self, posterior: _Moments) -> None:
         """Add the posterior of a batch; the noise of a draw is accounted for exactly, not by drawing."""
-        first, second = (moment.double().transpose(0, 1).flatten(1) for moment in posterior.moments())
-        self.pictures += posterior.mean.shape[0]
+        first, second = (moment.double().transpose(0, 1) for moment in posterior.moments())
+        self.pictures += first.shape[1]
+        first, second = first.flatten(1), second.flatten(1)
         self.count += first.shape[1]
         self.first += first.sum(1)
         self.second += second.sum(1)

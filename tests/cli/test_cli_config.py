@@ -131,7 +131,8 @@ SMALL = [
 
 
 def first_stage_of(experiment: str) -> str:
-    return f"{experiment.split('_', maxsplit=1)[0]}_first_stage".replace("fashion_first", "fashion_mnist_first")
+    data = "fashion_mnist" if experiment.startswith("fashion_mnist") else "mnist5k"
+    return f"{data}_bernoulli_first_stage" if "bernoulli" in experiment else f"{data}_first_stage"
 
 
 @pytest.mark.slow

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
+from tests.conftest import TINY_BITS, TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
 
 
 @dataclass(frozen=True)
 class World:
-    """Where a mistake is made: real pictures, trained runs (copies, free to damage) and an empty folder."""
+    """Where a mistake is made: real pictures, trained runs (copies to damage, but for bits) and an empty folder."""
 
     pictures: Path
     first: Path
     second: Path
+    bits: Path
     empty: Path
 
     def folder(self, name: str) -> Path:
@@ -36,14 +37,23 @@ class World:
         data = ["data=image_folder", f"data.root={root or self.pictures}", f"first_stage.run={self.first}"]
         return ["train", *data, *TINY_LATENT_DIFFUSION, f"runs={self.empty}/runs", "name=new", *overrides]
 
+    def bernoulli(self, *overrides: str) -> list[str]:
+        return self.latent_diffusion(f"first_stage.run={self.bits / 'first'}", *TINY_BITS, *overrides)
+
 
 @pytest.fixture
-def world(pictures: Path, first_stage_run: Path, latent_diffusion_run: Path, tmp_path: Path) -> World:
+def world(
+    pictures: Path,
+    first_stage_run: Path,
+    latent_diffusion_run: Path,
+    bernoulli_latent_diffusion_run: Path,
+    tmp_path: Path,
+) -> World:
     first, second, empty = tmp_path / "first", tmp_path / "second", tmp_path / "empty"
     shutil.copytree(first_stage_run, first)
     shutil.copytree(latent_diffusion_run, second)
     empty.mkdir()
-    return World(pictures, first, second, empty)
+    return World(pictures, first, second, bernoulli_latent_diffusion_run.parent, empty)
 
 
 def _no_pictures(world: World) -> list[str]:
@@ -212,6 +222,76 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
         ["low=0.9"],
     ),
     "guidance of no number": (lambda w: ["sample", f"run={w.second}", "scale=much"], ["scale=much", "float"]),
+    "a Gaussian sampler of bits": (
+        lambda w: w.bernoulli("sampler=heun"),
+        ["sampler: Heun", "GaussianPath", "sampler=bernoulli_ancestral"],
+    ),
+    "a Gaussian sampler of a run of bits": (
+        lambda w: ["sample", f"run={w.bits}/second", "sampler=heun"],
+        ["sampler: Heun", "sampler=bernoulli_ancestral"],
+    ),
+    "a sampler of bits on a Gaussian path": (
+        lambda w: w.latent_diffusion("sampler=bernoulli_ancestral"),
+        ["sampler: BernoulliAncestral", "BernoulliPath", "sampler=euler"],
+    ),
+    "a sampler of bits of a Gaussian run": (
+        lambda w: ["evaluate", f"run={w.second}", "sampler=bernoulli_ancestral"],
+        ["sampler: BernoulliAncestral", "sampler=euler"],
+    ),
+    "a Gaussian prediction of bits": (
+        lambda w: w.bernoulli("prediction=velocity"),
+        ["prediction: Velocity", "prediction=bits"],
+    ),
+    "eps of bits": (lambda w: w.bernoulli("prediction=epsilon"), ["prediction: Epsilon", "prediction=bits"]),
+    "a prediction of bits on a Gaussian path": (
+        lambda w: w.latent_diffusion("prediction=bits"),
+        ["prediction: Bits", "prediction=flow"],
+    ),
+    "bits weighted by SNR": (lambda w: w.bernoulli("objective=min_snr"), ["signal-to-noise", "objective=uniform"]),
+    "bits at times by log-SNR": (
+        lambda w: w.bernoulli(
+            "objective=uniform", "objective.time_law._target_=ldm_lightning.diffusion.objective.LogNormal"
+        ),
+        ["signal-to-noise", "objective=uniform"],
+    ),
+    "bits guided by log-SNR": (
+        lambda w: w.bernoulli("guidance=limited", "guidance.interval.of=log_snr"),
+        ["guidance.interval.of=log_snr", "time"],
+    ),
+    "bits in a direction": (lambda w: w.bernoulli("objective=uniform", "+objective/term=direction"), ["term", "bits"]),
+    "bits with estimates": (
+        lambda w: w.bernoulli("objective=uniform", "objective.self_conditioning=0.5"),
+        ["objective.self_conditioning", "bits"],
+    ),
+    "a learned variance that nobody trains": (
+        lambda w: w.latent_diffusion("path=cosine", "prediction=learned_variance"),
+        ["prediction=learned_variance", "objective=hybrid"],
+    ),
+    "a variance trained that nobody predicts": (
+        lambda w: w.latent_diffusion("path=cosine", "prediction=velocity", "objective=hybrid"),
+        ["prediction=learned_variance", "objective=hybrid"],
+    ),
+    "a sampler of learned variance without one": (
+        lambda w: w.latent_diffusion("sampler=ddpm_learned"),
+        ["sampler=ddpm", "prediction=learned_variance"],
+    ),
+    "sample by a variance that was not learned": (
+        lambda w: ["sample", f"run={w.second}", "sampler=ddpm_learned"],
+        ["sampler=ddpm", "prediction=learned_variance"],
+    ),
+    "logits rescaled": (lambda w: w.bernoulli("guidance=rescaled"), ["guidance.rescale=0.7", "logits"]),
+    "sample of a run of bits, rescaled": (
+        lambda w: ["sample", f"run={w.bits}/second", "guidance=rescaled"],
+        ["guidance.rescale=0.7", "logits"],
+    ),
+    "bits of a continuous first stage": (
+        lambda w: w.bernoulli(f"first_stage.run={w.first}"),
+        ["continuous latents", "first_stage=bernoulli_f4"],
+    ),
+    "exact likelihood of bits": (
+        lambda w: ["evaluate", f"run={w.bits}/second", "likelihood=ode"],
+        ["likelihood: ProbabilityFlow", "likelihood=bound"],
+    ),
     "evaluate other data": (_changed_data, ["fingerprint"]),
     "likelihood of a first stage": (lambda w: ["evaluate", f"run={w.first}", "likelihood=ode"], ["second stage"]),
     "likelihood of no probe": (
@@ -259,7 +339,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
 
 
 def _files(world: World) -> dict[Path, bytes]:
-    kept = (world.first, world.second, world.pictures)
+    kept = (world.first, world.second, world.bits, world.pictures)
     return {path: path.read_bytes() for root in kept for path in root.rglob("*") if path.is_file()}
 
 

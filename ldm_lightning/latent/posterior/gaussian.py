@@ -1,13 +1,15 @@
-"""Posteriors: what an encoder says about the latents of a picture."""
+"""Continuous latents."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ldm_lightning.latent.scale import LatentScale
 from ldm_lightning.rng import Streams
 
 __all__ = ["GaussianPosterior"]
@@ -22,7 +24,7 @@ class GaussianPosterior:
         log_var: (B, C, *space), natural log of the variance.
     """
 
-    parameters_per_channel: ClassVar[int] = 2  # how many encoder outputs describe one latent channel
+    parameters_per_channel: ClassVar[int] = 2
 
     mean: Tensor
     log_var: Tensor
@@ -32,6 +34,11 @@ class GaussianPosterior:
         """Split encoder output (B, 2 C, *space) into mean and log-variance, the latter clamped to [-30, 20]."""
         mean, log_var = parameters.float().chunk(2, dim=1)
         return cls(mean, log_var.clamp(-30.0, 20.0))
+
+    @staticmethod
+    def scale(statistics: Mapping[str, Any]) -> LatentScale:
+        """Standardized by the measured mean and deviation of each channel."""
+        return LatentScale(torch.tensor(statistics["mean"]), torch.tensor(statistics["std"]))
 
     def sample(self, streams: Streams) -> Tensor:
         """Reparameterized draw; each sample's noise comes from its own stream."""
