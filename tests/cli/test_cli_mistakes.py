@@ -16,7 +16,7 @@ from tests.conftest import TINY_BITS, TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, R
 
 @dataclass(frozen=True)
 class World:
-    """Where a mistake is made: real pictures, trained runs (copies to damage, but for bits) and an empty folder."""
+    """Where a mistake is made: real pictures, trained runs (copies, but for those of bits) and a free folder."""
 
     pictures: Path
     first: Path
