@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
@@ -29,7 +30,7 @@ def denoiser(config: DictConfig) -> Denoiser:
     """The untrained denoiser that ``config`` describes.
 
     Raises:
-        UserError: the data have no condition that it reads.
+        UserError: the data have no condition that it reads, or it cannot be self-conditioned.
     """
     conditioner: Conditioner = instantiate(config.condition)
     for name in conditioner.reads:
@@ -38,7 +39,12 @@ def denoiser(config: DictConfig) -> Denoiser:
     widths = {"vector_width": conditioner.vector_width, "token_width": conditioner.token_width}
     network: nn.Module
     if config.objective.get("self_conditioning", 0):
-        channels = config.denoiser.in_channels
+        target, channels = config.denoiser._target_, config.denoiser.in_channels
+        if "out_channels" not in inspect.signature(get_object(target)).parameters:
+            raise UserError(
+                f"objective.self_conditioning shows the network more channels than it answers, but {target} takes no "
+                "out_channels: set it to 0, or choose denoiser=unet or denoiser=dit"
+            )
         backbone = instantiate(config.denoiser, in_channels=2 * channels, out_channels=channels, **widths)
         network = SelfConditioned(ConditionalNetwork(backbone, conditioner))
     else:
