@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
@@ -30,7 +31,7 @@ def denoiser(config: DictConfig) -> Denoiser:
     """The untrained denoiser that ``config`` describes.
 
     Raises:
-        UserError: the data have no condition that it reads.
+        UserError: the data have no condition that it reads, or it cannot be self-conditioned.
     """
     conditioner: Conditioner = instantiate(config.condition)
     for name in conditioner.reads:
@@ -38,15 +39,16 @@ def denoiser(config: DictConfig) -> Denoiser:
             raise UserError(f"these data have no {_CONDITIONS.get(name, name)}, or add condition=none")
     prediction: Prediction = instantiate(config.prediction)
     estimate = bool(config.objective.get("self_conditioning", 0))
-    channels = config.denoiser.in_channels
-    backbone = instantiate(
-        config.denoiser,
-        in_channels=(1 + estimate) * channels,
-        out_channels=prediction.outputs_per_channel * channels,
-        vector_width=conditioner.vector_width,
-        token_width=conditioner.token_width,
-    )
-    network: nn.Module = ConditionalNetwork(backbone, conditioner)
+    widths = {"vector_width": conditioner.vector_width, "token_width": conditioner.token_width}
+    if estimate or prediction.outputs_per_channel > 1:
+        target, channels = config.denoiser._target_, config.denoiser.in_channels
+        if "out_channels" not in inspect.signature(get_object(target)).parameters:
+            raise UserError(
+                f"self-conditioning and learned variance change the numbers of channels, but {target} takes no "
+                "out_channels: do without them, or choose denoiser=unet or denoiser=dit"
+            )
+        widths |= {"in_channels": (1 + estimate) * channels, "out_channels": prediction.outputs_per_channel * channels}
+    network: nn.Module = ConditionalNetwork(instantiate(config.denoiser, **widths), conditioner)
     if estimate:
         network = SelfConditioned(network)
     return Denoiser(network, instantiate(config.path), prediction)

@@ -113,6 +113,17 @@ def test_parts_of_a_sampler_compose_with_it(part: str) -> None:
         assert callable(getattr(instantiate(config.sampler), part))
 
 
+@pytest.mark.parametrize("part", ["importance", "term"])
+@pytest.mark.parametrize("objective", ["flow", "ddpm", "edm"])
+def test_parts_of_an_objective_compose_with_it(part: str, objective: str) -> None:
+    options = sorted(path.stem for path in (CONF / "objective" / part).glob("*.yaml"))
+    for chosen in [*options, f"[{','.join(options)}]"]:
+        config = compose("train", "stage=latent_diffusion", f"objective={objective}", f"+objective/{part}={chosen}")
+        check(config.objective)
+        made = instantiate(config.objective, _convert_="all")
+        assert made.importance is not None if part == "importance" else callable(next(iter(made.terms.values())))
+
+
 def test_every_yaml_says_what_it_is() -> None:
     """Each yaml says in its first comment what it is and where it comes from."""
     for path in CONF.rglob("*.yaml"):

@@ -188,6 +188,34 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "patch does not divide": (lambda w: w.latent_diffusion("denoiser.patch=3"), ["3x3", "patch=1"]),
     "eps on pure noise": (lambda w: w.latent_diffusion("prediction=epsilon"), ["epsilon", "prediction=velocity"]),
     "not a probability": (lambda w: w.latent_diffusion("objective.condition_dropout=2"), ["condition_dropout=2"]),
+    "always self-conditioned": (
+        lambda w: w.latent_diffusion("objective.self_conditioning=1"),
+        ["objective.self_conditioning=1", "0.5"],
+    ),
+    "self-conditioned and adaptive": (
+        lambda w: w.latent_diffusion("objective.self_conditioning=0.5", "sampler=adaptive"),
+        ["sampler=adaptive", "heun"],
+    ),
+    "importance without bins": (
+        lambda w: w.latent_diffusion("+objective/importance=second_moment", "objective.importance.bins=0"),
+        ["bins=0", "at least 1"],
+    ),
+    "importance without a uniform share": (
+        lambda w: w.latent_diffusion("+objective/importance=second_moment", "objective.importance.uniform_share=0"),
+        ["uniform_share=0", "above 0"],
+    ),
+    "annealed by lists of other lengths": (
+        lambda w: w.latent_diffusion("objective=flow_annealed", "objective.time_law.mean=[0.0]"),
+        ["2, 1 and 2 entries"],
+    ),
+    "contrast without a minimum": (
+        lambda w: w.latent_diffusion("+objective/term=contrastive", "objective.terms.contrastive.strength=1"),
+        ["strength=1", "below 1"],
+    ),
+    "a term of no name": (
+        lambda w: w.latent_diffusion("+objective/term=directoin"),
+        ["directoin", "direction"],
+    ),
     "run of another configuration": (_own_run, ["another configuration", "optim.lr: 0.0001 -> 0.5", "name="]),
     "sample of an unfinished run": (_unfinished, ["no finished model", "repeat"]),
     "sample of a first stage": (lambda w: ["sample", f"run={w.first}"], ["first_stage", "latent_diffusion"]),

@@ -28,14 +28,7 @@ def train(runs: Path, name: str, *args: str) -> Path:
 def test_two_ranks_are_one_rank(stage: str, pictures: Path, first_stage_run: Path, tmp_path: Path) -> None:
     tiny = {
         "first_stage": TINY_FIRST_STAGE,
-        # Its validation is not one: the last batch of 13 holds another negative of the contrastive term on two ranks.
-        "objective": [
-            f"first_stage.run={first_stage_run}",
-            *TINY_LATENT_DIFFUSION,
-            *STATEFUL_OBJECTIVE,
-            "trainer.limit_val_batches=0",
-            "callbacks.checkpoints.monitor=null",
-        ],
+        "objective": [f"first_stage.run={first_stage_run}", *TINY_LATENT_DIFFUSION, *STATEFUL_OBJECTIVE],
         "latent_diffusion": [
             f"first_stage.run={first_stage_run}",
             *TINY_LATENT_DIFFUSION,
@@ -51,6 +44,8 @@ def test_two_ranks_are_one_rank(stage: str, pictures: Path, first_stage_run: Pat
     assert ours.keys() == theirs.keys()
     assert [step for step, _ in ours["train/loss"]] == list(range(6))
     for name, points in theirs.items():
+        if stage == "objective" and name in ("val/loss", "val/contrastive"):
+            continue  # of 13 pictures, 7 and 6 find other negatives than 13; training deals out even shares
         # Sums over ranks add in another order; nothing else may differ.
         assert [step for step, _ in ours[name]] == [step for step, _ in points]
         assert [v for _, v in ours[name]] == pytest.approx([v for _, v in points], rel=2e-4, abs=1e-6), name

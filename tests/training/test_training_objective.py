@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm_lightning.artifact import read_artifact
+from ldm_lightning.cli.denoiser import denoiser
+from ldm_lightning.errors import UserError
 from ldm_lightning.loggers.csv_log import read_metrics
 from tests.conftest import TINY_LATENT_DIFFUSION, Result
 
@@ -119,6 +122,26 @@ def test_a_self_conditioned_model_is_drawn_from_its_artifact(train, sheet):
     assert all((one != other).any() for n, one in enumerate(sheets) for other in sheets[:n] if one.shape == other.shape)
     assert (sheet(run, "batch_size=1") == sheet(run, "batch_size=4")).all()
     assert (sheet(run / "export") == sheets[0]).all()
+
+
+class Fixed(torch.nn.Module):
+    """A backbone that answers as many channels as it is given."""
+
+    def __init__(self, in_channels: int, vector_width: int | None, token_width: int | None) -> None:
+        super().__init__()
+
+
+def test_a_network_that_cannot_be_widened_is_refused():
+    config = OmegaConf.create(
+        {
+            "condition": {"_target_": "ldm_lightning.nn.conditioner.NoCondition"},
+            "derived": {"conditions": []},
+            "objective": {"self_conditioning": 0.5},
+            "denoiser": {"_target_": f"{__name__}.Fixed", "in_channels": 4},
+        }
+    )
+    with pytest.raises(UserError, match="Fixed takes no out_channels: do without"):
+        denoiser(config)
 
 
 def test_a_u_net_is_self_conditioned_too(train, sheet):
