@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from ldm_lightning.artifact import replace_file
 from ldm_lightning.errors import UserError
 
-__all__ = ["claim", "differences", "is_first_process", "lock", "write_log"]
+__all__ = ["check_writable", "claim", "differences", "is_first_process", "lock", "write_log"]
 
 # What may change when a run goes on: where and how long it runs and what is shown, but not what is computed.
 _FREE = (
+    "name",  # a place, not a setting
     "run_dir",
     "runs",
     "logger",
@@ -66,6 +68,19 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
+def check_writable(folder: Path, mend: str) -> None:
+    """Refuse a folder that cannot be made or written to, before work is spent on it; makes nothing.
+
+    Raises:
+        UserError: it ends with ``mend``.
+    """
+    try:
+        place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise UserError(f"nothing can be written to {folder} ({error.strerror}): {mend}") from error
+
+
 def claim(folder: Path, config: dict[str, Any]) -> None:
     """Make the run folder, or check that an existing one belongs to this configuration.
 
@@ -78,12 +93,19 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
         before = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(before, dict)
         changed = differences({str(key): value for key, value in before.items()}, config)
+        if any(line.startswith("derived.first_stage:") for line in changed):
+            raise UserError(
+                f"the first stage was trained again, or is another, since {folder} began, so its latents are others: "
+                f"set first_stage.run={folder / 'first_stage'}, the copy this run keeps, to go on with the old one, or "
+                "choose another name=... to start on the new one"
+            )
         if changed:
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise UserError(
                 f"{folder} already holds a run with another configuration ({shown}): "
                 f"choose another name=..., or give the old values to resume it"
             )
+    check_writable(folder, "make it writable, or choose another place by runs=...")
     folder.mkdir(parents=True, exist_ok=True)
     if is_first_process():
         replace_file(file, OmegaConf.to_yaml(OmegaConf.create(config)).encode())

@@ -136,8 +136,12 @@ def _announce(
 def _report(trainer: pl.Trainer, folder: Path) -> None:
     if not trainer.is_global_zero:
         return
-    curves = draw_curves(folder)
-    log.info("model: %s", folder / "export")
-    log.info("curves: %s", curves or f"{folder / 'metrics.csv'} (a picture of them needs matplotlib)")
-    if (folder / "samples").is_dir():
-        log.info("pictures during training: %s", folder / "samples")
+    places = {
+        "model": folder / "export",
+        "figures": folder / "metrics.csv",
+        "curves": draw_curves(folder),
+        "pictures during training": folder / "samples",
+    }
+    for what, place in places.items():
+        if place and place.exists():  # a short run may have logged nothing
+            log.info("%s: %s", what, place)
