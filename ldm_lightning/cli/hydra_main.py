@@ -49,6 +49,13 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+def _keys(verb: str) -> str:
+    """The keys of ``conf/<verb>.yaml``, each with its default and the comment beside it, for ``--help``."""
+    lines = (conf_dir() / f"{verb}.yaml").read_text().partition("\nhydra:")[0].splitlines()
+    found = (re.match(r"(?:  - )?(\w+): (\S+) ?(?:# (.*))?$", line) for line in lines)
+    return "\n".join(f"  {f'{key[1]}={key[2]}':20} {key[3] or ''}".rstrip() for key in found if key)
+
+
 def run(verb: str) -> None:
     """Compose ``conf/<verb>.yaml`` with the command line's overrides and call the verb's ``main``.
 
@@ -65,6 +72,7 @@ def run(verb: str) -> None:
 
     # Let Hydra pass exceptions on instead of printing and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    OmegaConf.register_new_resolver("ldm_keys", _keys, replace=True)
     try:
         with _mistakes_explained(verb, arguments):
             overrides, flags = split_arguments(arguments)
@@ -120,9 +128,7 @@ def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None
         # A _target_ that is not there, a value of the wrong type, an argument that a constructor does not have.
         known = isinstance(chain[-1], TypeError | ImportError | AttributeError) or len(chain) == 1
         return " ".join(str(error).split()) if known else None
-    if isinstance(error, HydraException):
-        return _hydra_error(error)
-    return _first_line(error) if isinstance(error, OmegaConfBaseException) else None
+    return _first_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -146,7 +152,10 @@ def _missing_option(error: MissingConfigException) -> str:
 def _unknown_key(error: ConfigCompositionException, verb: str, overrides: list[str]) -> str:
     match = re.search(r"[Cc]ould not override '([^']+)'", str(error))
     if match is None:
-        return " ".join(str(error).split())
+        text = " ".join(str(error).split())
+        if several := re.match(r"Ambiguous value for argument '(.*?)' 1\. ", text):
+            return f"'{several[1]}' has several values: {_quoted(several[1])} for one, or add --multirun for a sweep"
+        return text
     key, root = match.group(1), re.split(r"[./@]", match.group(1))[0]
     known = _known_keys(verb, key, overrides)
     for stage in _STAGES if verb == "train" and (key in known or root not in known) else ():
@@ -198,13 +207,6 @@ def _quoted(override: str) -> str:
 
 def _parse_error(error: OverrideParseException) -> str:
     return f"cannot read '{error.override}': {_quoted(str(error.override))}"
-
-
-def _hydra_error(error: HydraException) -> str:
-    if several := re.match(r"Ambiguous value for argument '(.*?)' 1\.", " ".join(str(error).split())):
-        override = several.group(1)
-        return f"'{override}' has several values: {_quoted(override)} for one text, or add --multirun for a sweep"
-    return _first_line(error)
 
 
 _DESCRIPTIONS: dict[type[BaseException], Callable[[Any], str]] = {

@@ -17,7 +17,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from ldm_lightning.artifact import replace_file
 from ldm_lightning.errors import UserError
 
-__all__ = ["check_writable", "claim", "differences", "is_first_process", "lock", "write_log"]
+__all__ = ["SAME_COMMAND", "check_writable", "claim", "differences", "is_first_process", "lock", "write_log"]
+
+SAME_COMMAND = "the same command goes on from the last checkpoint"
 
 # What may change when a run goes on: where and how long it runs and what is shown, but not what is computed.
 _FREE = (
@@ -136,6 +138,14 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def _without_noise(record: logging.LogRecord) -> bool:
+    """Leave out Lightning's advertisement, and let the end by a dead process say what to do."""
+    message = record.getMessage()
+    if "Forcefully terminating" in message:
+        record.msg, record.args = f"{message.partition('.')[0]}, and so all processes end: {SAME_COMMAND}", ()
+    return "litlogger" not in message
+
+
 def write_log(folder: Path) -> None:
     """Send log records to the terminal, as plain lines, and to ``log.txt``, with their time."""
     root = logging.getLogger()
@@ -147,7 +157,10 @@ def write_log(folder: Path) -> None:
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter("%(message)s"))
     for handler in (file, terminal):
-        handler.addFilter(lambda record: "litlogger" not in record.getMessage())  # Lightning's advertisement
+        handler.addFilter(_without_noise)
+    for name in ("pytorch_lightning", "lightning_fabric"):  # each would print by a handler of its own
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     logging.basicConfig(level=logging.INFO, handlers=[file, terminal])
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own affair
     logging.captureWarnings(True)
