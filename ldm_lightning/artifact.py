@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # of what write_artifact writes; raised when an older reader would misread it
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], detai
     digest = hashlib.sha256(content).hexdigest()
     weights_file = f"weights-{digest[:12]}.safetensors"
     replace_file(folder / weights_file, content)
-    manifest = {"kind": kind, "weights": weights_file, "sha256": digest, "version": __version__, **details}
+    facts = {"format": FORMAT, "kind": kind, "weights": weights_file, "sha256": digest, "version": __version__}
+    manifest = {**facts, **details}
     replace_file(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
     for stale in folder.glob("weights-*.safetensors"):
         if stale.name != weights_file:
@@ -109,7 +111,7 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
         kind: what the artifact must be, when it matters.
 
     Raises:
-        UserError: nothing there, training not finished, damaged, or of another kind.
+        UserError: nothing there, training not finished, damaged, of a later format, or of another kind.
     """
     run = Path(run)
     if not run.is_dir():
@@ -124,6 +126,11 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{folder / MANIFEST} is damaged: repeat the command that trained {run}") from None
+    if manifest.get("format", 1) > FORMAT:  # the first artifacts name none
+        raise UserError(
+            f"{folder} has format {manifest['format']}, written by version {manifest.get('version')}; this is version "
+            f"{__version__}, which reads formats up to {FORMAT}: install a newer ldm_lightning"
+        )
     if kind is not None and manifest.get("kind") != kind:
         raise UserError(f"{run} holds a {manifest.get('kind')} model, but a {kind} model is needed here")
     return dict(manifest)

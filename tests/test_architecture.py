@@ -36,7 +36,7 @@ MATHEMATICS_NEEDS = {"torch", "torchmetrics", "numpy"}
 KNOW_LIGHTNING = {"data.datamodule", "training", "callbacks", "loggers", "cli"}
 CORE = {  # what a plain install brings; extras are imported inside the functions that need them
     "numpy", "omegaconf", "hydra", "PIL", "pytorch_lightning", "rich", "safetensors", "torch", "torchmetrics", "tqdm",
-    "wandb",
+    "wandb", "yaml",
 }  # fmt: skip
 
 

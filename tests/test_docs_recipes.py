@@ -25,7 +25,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"^# (\S+\.(?:py|yaml))$", re.MULTILINE)  # the comment that names a shown file
 
 TINY = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.enable_progress_bar=false", "trainer.max_steps=2"]
-TINY += ["trainer.val_check_interval=2", "+trainer.limit_val_batches=1", "data.batch_size=16", "data.num_workers=0"]
+TINY += ["trainer.val_check_interval=2", "trainer.limit_val_batches=1", "data.batch_size=16", "data.num_workers=0"]
 TINY += ["callbacks.gallery.n=4"]
 TINY_STAGE = {"first_stage": ["statistics_pictures=64"], "latent_diffusion": ["sampler.steps=2"]}
 

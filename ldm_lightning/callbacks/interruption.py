@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -18,8 +19,8 @@ class Interruption(pl.Callback):
     """Stops all ranks at the same step when any of them got a signal, so that the state is saved and nothing hangs.
 
     Raising out of a signal handler would leave other ranks waiting in a collective; here the handler only sets a flag,
-    which the ranks agree on between steps. A second Ctrl-C stops at once. After the last step a signal changes nothing
-    any more: training is about to end anyway.
+    which the ranks agree on between steps. A second Ctrl-C only says so; a third kills, without a save. After the last
+    step a signal changes nothing any more: training is about to end anyway.
 
     Attributes:
         agreed: the signal by which training stopped; None while no stop is agreed on.
@@ -28,12 +29,17 @@ class Interruption(pl.Callback):
     def __init__(self) -> None:
         self.agreed: int | None = None
         self._received: int | None = None
+        self._presses = 0
         self._before: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._received == signal.SIGINT:
-            raise KeyboardInterrupt
         self._received = number
+        self._presses += number == signal.SIGINT
+        if self._presses == 2:  # written past Python's buffers, which may be in the middle of something
+            os.write(2, b"\nsaving after the step in hand, a moment; once more kills without saving\n")
+        elif self._presses > 2:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals, after Lightning has set its own handlers."""

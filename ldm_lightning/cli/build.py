@@ -46,7 +46,7 @@ def data_module(config: DictConfig) -> DataModule:
 
 def derive(config: DictConfig, data: DataModule) -> None:
     """Fill in ``config.derived``: what the data and the first stage decide and nobody should type."""
-    data.setup()
+    data.check_trainable()
     channels, height, width = data.shape
     facts = {
         "channels": channels,

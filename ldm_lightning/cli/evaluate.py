@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from ldm_lightning.artifact import read_manifest, replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
 from ldm_lightning.cli.likelihood import measure_likelihood
+from ldm_lightning.cli.run_folder import check_writable
 from ldm_lightning.cli.sample import choose, draw
-from ldm_lightning.cli.schema import check_numbers
+from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.cli.trained import device, load_first_stage, load_latent_diffusion
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.data.datamodule import DataModule
@@ -53,6 +55,11 @@ def main(config: DictConfig) -> None:
     )
     if not 0 < config.judge_share < 1:
         raise UserError(f"judge_share={config.judge_share}: set it between 0 and 1, or judge=false")
+    if not isinstance(config.judge, bool):
+        raise UserError(f"judge={config.judge} is neither true nor false")
+    if Path(str(config.name)).name != str(config.name):
+        raise UserError(f"name={config.name} is not the name of a file in RUN/evaluation: leave out folders")
+    check(config)
     manifest = read_manifest(config.run)
     trained = OmegaConf.create(manifest["config"])
     if config.root is not None:
@@ -63,8 +70,14 @@ def main(config: DictConfig) -> None:
             f"the data set is not the one {config.run} was trained on (another fingerprint): its split may leak; "
             "restore the pictures, or train again"
         )
+    file = Path(config.run) / "evaluation" / f"{config.name}.json"
+    check_writable(file.parent, "make it writable, or evaluate a copy of the run")
     measure = {"first_stage": _first_stage, "latent_diffusion": _latent_diffusion}[manifest["kind"]]
     figures, protocol = measure(config, data)
+    if (n := protocol["n"]) < config.n:
+        split = protocol["reference"]
+        why = f"the {split} split has {data.sizes[split]}, and a judge learns from some of them"
+        print(f"ldm evaluate: measured on n={n} pictures, not on {config.n}: {why}", file=sys.stderr)
     protocol |= {
         "weights": manifest["sha256"][:12],
         "step": manifest["step"],
@@ -75,7 +88,6 @@ def main(config: DictConfig) -> None:
         "trained_in": trained.trainer.precision,
         "machine": torch.cuda.get_device_name() if device().type == "cuda" else _processor(),
     }
-    file = Path(config.run) / "evaluation" / f"{config.name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, json.dumps({"figures": figures, "protocol": protocol}, indent=2).encode())
     _print(figures, protocol, Path(config.run).name)

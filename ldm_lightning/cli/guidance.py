@@ -35,7 +35,12 @@ def guidance(config: DictConfig) -> Guidance:
         _same_latents(config, str(node["run"]))
     made: Guidance = instantiate(node, _convert_="all")
     null = isinstance(made, ClassifierFree) or (isinstance(made, NegativeCondition) and not made.condition)
-    if null and made.scale != 1 and not _has_null(config):  # type: ignore[attr-defined]
+    if null and made.scale != 1 and not instantiate(config.condition).reads:  # type: ignore[attr-defined]
+        raise UserError(
+            f"guidance.scale={made.scale} changes nothing, since this model reads no condition: set it to 1, "  # type: ignore[attr-defined]
+            "or train with a condition"
+        )
+    if null and made.scale != 1 and config.objective.get("condition_dropout") == 0:  # type: ignore[attr-defined]
         raise UserError(
             f"guidance.scale={made.scale} needs a model that was also trained without its condition, but "  # type: ignore[attr-defined]
             "objective.condition_dropout=0: train with objective.condition_dropout=0.1, set the scale to 1, "
@@ -55,11 +60,6 @@ def autoguidance(run: str, scale: float = 1.0, rescale: float = 0.0, interval: I
     load_weights(other.network, artifact, run)
     name = f"{Path(run).name}, step {artifact.manifest['step']}, weights {artifact.manifest['sha256'][:12]}"
     return Autoguidance(other.eval().requires_grad_(False), scale, rescale, interval, name)
-
-
-def _has_null(config: DictConfig) -> bool:
-    """Whether the null condition is trained; a model without conditions is its own."""
-    return config.objective.get("condition_dropout") != 0 or not instantiate(config.condition).reads
 
 
 def _encoded(condition: dict[str, Any], config: DictConfig) -> dict[str, Any]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -22,10 +25,13 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm_lightning.errors import UserError, nearest
 
-__all__ = ["conf_dir", "explain", "run"]
+__all__ = ["conf_dir", "explain", "run", "split_arguments"]
+
+_STAGES = ("first_stage", "latent_diffusion")
 
 # The run folder is ours, so Hydra's own folders, copies of the configuration and log files are off.
 _HYDRA_OVERRIDES = [
@@ -43,45 +49,73 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+def _keys(verb: str) -> str:
+    """The keys of ``conf/<verb>.yaml``, each with its default and the comment beside it, for ``--help``."""
+    lines = (conf_dir() / f"{verb}.yaml").read_text().partition("\nhydra:")[0].splitlines()
+    found = (re.match(r"(?:  - )?(\w+): (\S+) ?(?:# (.*))?$", line) for line in lines)
+    return "\n".join(f"  {f'{key[1]}={key[2]}':20} {key[3] or ''}".rstrip() for key in found if key)
+
+
 def run(verb: str) -> None:
     """Compose ``conf/<verb>.yaml`` with the command line's overrides and call the verb's ``main``.
 
     Exits with code 2 and one line for a mistake of the user's; defects of ours keep their traceback.
     """
-    original, overrides = list(sys.argv), sys.argv[2:]
+    original, arguments = list(sys.argv), sys.argv[2:]
     sys.path.append("")  # a _target_ of the user's own may lie in the current folder
     task: Callable[[DictConfig], Any] = importlib.import_module(f"ldm_lightning.cli.{verb}").main
 
     def job(config: DictConfig) -> Any:
         sys.argv = original  # Lightning starts the other ranks by repeating this command line
-        with _mistakes_explained(verb, overrides):
+        with _mistakes_explained(verb, arguments):
             return task(config)
 
     # Let Hydra pass exceptions on instead of printing and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Hydra's parser wants all overrides in one place, so ours go right before the user's first.
-    place = next((number for number, text in enumerate(overrides) if "=" in text), len(overrides))
-    sys.argv = [f"ldm {verb}", *overrides[:place], *_HYDRA_OVERRIDES, *overrides[place:]]
+    OmegaConf.register_new_resolver("ldm_keys", _keys, replace=True)
     try:
-        with _mistakes_explained(verb, overrides):
+        with _mistakes_explained(verb, arguments):
+            overrides, flags = split_arguments(arguments)
+            sys.argv = [f"ldm {verb}", *_HYDRA_OVERRIDES, *overrides, *flags]
             hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
     finally:
         sys.argv = original
 
 
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """A verb's arguments, in whatever order they are given, as overrides and flags: Hydra wants them unmixed.
+
+    Raises:
+        UserError: there is no such flag, or an override has no key.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help and --hydra-help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    overrides: list[str] = parser.parse_intermixed_args(arguments).overrides
+    flags = list(arguments)
+    for text in overrides:
+        flags.remove(text)
+        if text.startswith("="):
+            raise UserError(f"cannot read '{text}': write key=value")
+    return overrides, flags
+
+
 @contextmanager
-def _mistakes_explained(verb: str, overrides: list[str]) -> Iterator[None]:
+def _mistakes_explained(verb: str, arguments: list[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = explain(error, verb, overrides)
+        message = explain(error, verb, arguments)
         if message is None:
             raise
         print(f"ldm {verb}: {message}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def explain(error: BaseException, verb: str, overrides: list[str]) -> str | None:
+def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None:
     """One line with cause and mend for a mistake of the user's; None for anything else."""
     chain = list(_causes(error))
     for kind, describe in _DESCRIPTIONS.items():
@@ -89,7 +123,7 @@ def explain(error: BaseException, verb: str, overrides: list[str]) -> str | None
             if isinstance(cause, kind):
                 return describe(cause)
     if isinstance(error, ConfigCompositionException):
-        return _unknown_key(error, verb, overrides)
+        return _unknown_key(error, verb, split_arguments(arguments)[0])
     if isinstance(error, InstantiationException):
         # A _target_ that is not there, a value of the wrong type, an argument that a constructor does not have.
         known = isinstance(chain[-1], TypeError | ImportError | AttributeError) or len(chain) == 1
@@ -118,14 +152,21 @@ def _missing_option(error: MissingConfigException) -> str:
 def _unknown_key(error: ConfigCompositionException, verb: str, overrides: list[str]) -> str:
     match = re.search(r"[Cc]ould not override '([^']+)'", str(error))
     if match is None:
-        return " ".join(str(error).split())
-    key = match.group(1)
-    return f"there is no configuration key '{key}'{nearest(key, _known_keys(verb, key, overrides))}"
+        text = " ".join(str(error).split())
+        if several := re.match(r"Ambiguous value for argument '(.*?)' 1\. ", text):
+            return f"'{several[1]}' has several values: {_quoted(several[1])} for one, or add --multirun for a sweep"
+        return text
+    key, root = match.group(1), re.split(r"[./@]", match.group(1))[0]
+    known = _known_keys(verb, key, overrides)
+    for stage in _STAGES if verb == "train" and (key in known or root not in known) else ():
+        if root in _known_keys(verb, key, [f"stage={stage}"]):
+            return f"'{key}' belongs to stage={stage}, which is not the stage of this command: add stage={stage}"
+    return f"there is no configuration key '{key}'{nearest(key, known)}"
 
 
 def _known_keys(verb: str, unknown: str, overrides: list[str]) -> list[str]:
     """Every key of the configuration that the overrides compose to, the mistaken ones left out."""
-    usable = [text for text in overrides if text.startswith("~") or ("=" in text and not text.startswith("-"))]
+    usable = overrides
     while True:
         usable = [text for text in usable if re.split("[=+~@]", text.lstrip("+~"))[0] != unknown]
         try:
@@ -152,11 +193,26 @@ def _missing_value(error: MissingMandatoryValue) -> str:
     return f"{key} has no value yet: add {key}=..."
 
 
+def _quoted(override: str) -> str:
+    """The mend for an override that Hydra's grammar cannot read, ready to be pasted into a shell."""
+    key, equals, value = override.partition("=")
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    mended = f'{key}="{escaped}"'
+    try:
+        OverridesParser.create().parse_override(mended)
+    except OverrideParseException:
+        equals = ""
+    return f"write {shlex.quote(mended)}" if equals else "write key=value"
+
+
+def _parse_error(error: OverrideParseException) -> str:
+    return f"cannot read '{error.override}': {_quoted(str(error.override))}"
+
+
 _DESCRIPTIONS: dict[type[BaseException], Callable[[Any], str]] = {
     UserError: str,
     MissingConfigException: _missing_option,
     MissingMandatoryValue: _missing_value,
-    OverrideParseException: lambda error: (
-        f"cannot read '{error.override}': write key=value, and quote values with spaces or commas"
-    ),
+    OverrideParseException: _parse_error,
+    YAMLError: lambda error: f"cannot read the yaml: {' '.join(str(error).split())}; mend it there",
 }

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from ldm_lightning.cli.hydra_main import split_arguments
 from ldm_lightning.errors import UserError
 
 __all__ = ["check_place", "make_trainer", "name_sweep_job", "settle"]
@@ -23,8 +24,8 @@ __all__ = ["check_place", "make_trainer", "name_sweep_job", "settle"]
 
 def check_place(config: DictConfig) -> None:
     """Refuse a seed, a place for the run, or a place of the pictures that cannot be meant."""
-    if config.seed is None or config.seed < 0 or not config.name:
-        raise UserError(f"seed={config.seed} and name={config.name}: give a seed of at least 0 and a name")
+    if config.seed is None or not 0 <= config.seed < 2**32 or not config.name:
+        raise UserError(f"seed={config.seed} and name={config.name}: give a seed from 0 to {2**32 - 1} and a name")
     if not config.runs or ".." in Path(config.name).parts or Path(config.name).is_absolute():
         raise UserError(
             f"runs={config.runs} name={config.name}: a run lies below a folder runs, so name no other place"
@@ -45,8 +46,9 @@ def settle(config: DictConfig) -> None:
         trainer.precision = "bf16-mixed" if fast else "32-true"
     if str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
         raise UserError(f"trainer.precision={trainer.precision} is not supported: use 32-true, bf16-mixed or 16-mixed")
-    if trainer.accumulate_grad_batches < 1 or trainer.val_check_interval < 1:
-        raise UserError("trainer.accumulate_grad_batches and trainer.val_check_interval must be at least 1")
+    for key in ("accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
+        if trainer[key] < 1:
+            raise UserError(f"trainer.{key}={trainer[key]} must be at least 1")
     if trainer.val_check_interval % trainer.accumulate_grad_batches:
         raise UserError(
             f"trainer.val_check_interval={trainer.val_check_interval} counts batches and must be a multiple of "
@@ -73,7 +75,7 @@ def name_sweep_job(config: DictConfig) -> None:
             "a sweep over several devices needs a launcher that starts one process per device, such as "
             "hydra-submitit-launcher: choose it by hydra/launcher=..., or set trainer.devices=1"
         )
-    typed = OverridesParser.create().parse_overrides([text for text in sys.argv[2:] if "=" in text])
+    typed = OverridesParser.create().parse_overrides(split_arguments(sys.argv[2:])[0])
     swept = {override.key_or_group for override in typed if override.is_sweep_override()}
     swept |= set((job.sweeper.get("params") or {}).keys())
     changes = [text for text in job.overrides.task if text.lstrip("+").partition("=")[0] in swept]

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
+from ldm_lightning.cli.run_folder import check_writable
 from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import device, load_first_stage
 from ldm_lightning.errors import UserError
@@ -20,7 +21,11 @@ __all__ = ["main"]
 def main(config: DictConfig) -> None:
     """Save rows of originals, reconstructions and differences, and print how far apart they are."""
     check_numbers(config, {"n": int, "columns": int}, {"n": 1, "columns": 1})
+    sheet = Path(config.output or Path(config.run) / "reconstructions.png")
+    if sheet.suffix.lower() != ".png" or sheet.is_dir():
+        raise UserError(f"output={sheet} is no file that ends in .png: choose one")
     trained = load_first_stage(config.run)
+    check_writable(sheet.parent, "choose another output=...")
     if config.pictures is not None:
         if not Path(config.pictures).is_dir():
             raise UserError(f"pictures={config.pictures} is no folder: check its spelling")
@@ -33,7 +38,6 @@ def main(config: DictConfig) -> None:
     reconstructions = torch.cat([trained.module.reconstruct(part.to(device())).cpu() for part in originals.split(64)])
     metrics = reconstruction_metrics()
     metrics.update(reconstructions, originals)
-    sheet = Path(config.output or Path(config.run) / "reconstructions.png")
     difference = (reconstructions - originals).abs() - 1
     save_grid(sheet, (originals, reconstructions, difference), config.columns)
     values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.compute().items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from ldm_lightning.artifact import replace_file
 from ldm_lightning.errors import UserError
 
-__all__ = ["claim", "differences", "is_first_process", "lock", "write_log"]
+__all__ = ["SAME_COMMAND", "check_writable", "claim", "differences", "is_first_process", "lock", "write_log"]
+
+SAME_COMMAND = "the same command goes on from the last checkpoint"
 
 # What may change when a run goes on: where and how long it runs and what is shown, but not what is computed.
 _FREE = (
+    "name",  # a place, not a setting
     "run_dir",
     "runs",
     "logger",
@@ -66,6 +70,19 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
+def check_writable(folder: Path, mend: str) -> None:
+    """Refuse a folder that cannot be made or written to, before work is spent on it; makes nothing.
+
+    Raises:
+        UserError: it ends with ``mend``.
+    """
+    try:
+        place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise UserError(f"nothing can be written to {folder} ({error.strerror}): {mend}") from error
+
+
 def claim(folder: Path, config: dict[str, Any]) -> None:
     """Make the run folder, or check that an existing one belongs to this configuration.
 
@@ -78,12 +95,19 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
         before = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(before, dict)
         changed = differences({str(key): value for key, value in before.items()}, config)
+        if any(line.startswith("derived.first_stage:") for line in changed):
+            raise UserError(
+                f"the first stage was trained again, or is another, since {folder} began, so its latents are others: "
+                f"set first_stage.run={folder / 'first_stage'}, the copy this run keeps, to go on with the old one, or "
+                "choose another name=... to start on the new one"
+            )
         if changed:
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise UserError(
                 f"{folder} already holds a run with another configuration ({shown}): "
                 f"choose another name=..., or give the old values to resume it"
             )
+    check_writable(folder, "make it writable, or choose another place by runs=...")
     folder.mkdir(parents=True, exist_ok=True)
     if is_first_process():
         replace_file(file, OmegaConf.to_yaml(OmegaConf.create(config)).encode())
@@ -114,6 +138,14 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def _without_noise(record: logging.LogRecord) -> bool:
+    """Leave out Lightning's advertisement, and let the end by a dead process say what to do."""
+    message = record.getMessage()
+    if "Forcefully terminating" in message:
+        record.msg, record.args = f"{message.partition('.')[0]}, and so all processes end: {SAME_COMMAND}", ()
+    return "litlogger" not in message
+
+
 def write_log(folder: Path) -> None:
     """Send log records to the terminal, as plain lines, and to ``log.txt``, with their time."""
     root = logging.getLogger()
@@ -125,7 +157,10 @@ def write_log(folder: Path) -> None:
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter("%(message)s"))
     for handler in (file, terminal):
-        handler.addFilter(lambda record: "litlogger" not in record.getMessage())  # Lightning's advertisement
+        handler.addFilter(_without_noise)
+    for name in ("pytorch_lightning", "lightning_fabric"):  # each would print by a handler of its own
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     logging.basicConfig(level=logging.INFO, handlers=[file, terminal])
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")  # Lightning's own affair
     logging.captureWarnings(True)

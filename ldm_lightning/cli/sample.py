@@ -19,7 +19,8 @@ from ldm_lightning.artifact import replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid, to_uint8
 from ldm_lightning.cli.condition import class_number
 from ldm_lightning.cli.fit import check_sampler
-from ldm_lightning.cli.schema import check_numbers
+from ldm_lightning.cli.run_folder import check_writable
+from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.cli.trained import Trained, load_latent_diffusion
 from ldm_lightning.data.dataset import encode_caption
 from ldm_lightning.diffusion.sampler import Sampler
@@ -36,9 +37,12 @@ def main(config: DictConfig) -> None:
         {"n": int, "seed": int, "steps": int, "scale": float, "batch_size": int, "grid": int, "columns": int},
         {"n": 1, "seed": 0, "steps": 1, "batch_size": 1, "grid": 1, "columns": 1},
     )
+    check(config)
     trained = load_latent_diffusion(config.run, config.get("guidance"), config.scale)
     condition = _conditions(config, trained)
     sampler = choose(config, trained.module)
+    folder = Path(config.output or Path(config.run) / "samples" / f"seed{config.seed}").absolute()
+    check_writable(folder, "choose another output=...")
     pictures = draw(
         trained.module,
         torch.arange(config.n),
@@ -47,7 +51,6 @@ def main(config: DictConfig) -> None:
         batch_size=config.batch_size,
         sampler=sampler,
     )
-    folder = Path(config.output or Path(config.run) / "samples" / f"seed{config.seed}")
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("[0-9]*.png"):
         stale.unlink()
@@ -109,6 +112,10 @@ def _conditions(config: DictConfig, trained: Trained[LatentDiffusion]) -> dict[s
         encoded = torch.stack([encode_caption(caption, length) for caption in captions])
         condition["caption"] = encoded[turn % len(captions)]
     reads = instantiate(trained.config.condition).reads
+    for key, name in (("classes", "class"), ("captions", "caption")):
+        if config[key] is not None and name not in reads:
+            read = " and ".join(reads) or "no condition"
+            raise UserError(f"{key}={config[key]} changes nothing, since this model reads {read}: leave it out")
     if missing := [name for name in reads if name not in condition]:
         mend = "captions='a text', or captions=['one','two']" if missing == ["caption"] else "another run"
         raise UserError(f"this model draws by {' and '.join(missing)}, which is not given: add {mend}")

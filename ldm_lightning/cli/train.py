@@ -23,7 +23,7 @@ from ldm_lightning.callbacks.rewind import RewindMetrics
 from ldm_lightning.cli import build
 from ldm_lightning.cli.curves import draw_curves
 from ldm_lightning.cli.launch import check_place, make_trainer, name_sweep_job, settle
-from ldm_lightning.cli.run_folder import claim, is_first_process, lock, write_log
+from ldm_lightning.cli.run_folder import SAME_COMMAND, claim, is_first_process, lock, write_log
 from ldm_lightning.cli.schema import check
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
@@ -77,6 +77,12 @@ def _fit(
             module.to(trainer.strategy.root_device)  # Lightning has moved it away
             export.write(trainer, module)
             export.publish(trainer)
+    except RuntimeError as error:
+        for child in getattr(trainer.strategy.launcher, "procs", ()):
+            if child.poll():
+                reason = f"process {child.pid} died (code {child.returncode}), and without it training cannot go on"
+                raise UserError(f"{reason}: {SAME_COMMAND}") from error
+        raise
     finally:
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()  # else the next job of a sweep would go on in this one's run
@@ -136,8 +142,12 @@ def _announce(
 def _report(trainer: pl.Trainer, folder: Path) -> None:
     if not trainer.is_global_zero:
         return
-    curves = draw_curves(folder)
-    log.info("model: %s", folder / "export")
-    log.info("curves: %s", curves or f"{folder / 'metrics.csv'} (a picture of them needs matplotlib)")
-    if (folder / "samples").is_dir():
-        log.info("pictures during training: %s", folder / "samples")
+    places = {
+        "model": folder / "export",
+        "figures": folder / "metrics.csv",
+        "curves": draw_curves(folder),
+        "pictures during training": folder / "samples",
+    }
+    for what, place in places.items():
+        if place and place.exists():  # a short run may have logged nothing
+            log.info("%s: %s", what, place)

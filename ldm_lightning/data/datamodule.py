@@ -21,7 +21,7 @@ from ldm_lightning.data.order import EpochBatches, EvaluationBatches
 from ldm_lightning.data.philox import permutation
 from ldm_lightning.data.picture import ImageTransform
 from ldm_lightning.data.source import Source
-from ldm_lightning.data.split import SPLITS, check_fractions, split
+from ldm_lightning.data.split import SPLITS, check_fractions, split, working_shares
 from ldm_lightning.errors import UserError, nearest
 
 __all__ = ["DataModule"]
@@ -88,6 +88,30 @@ class DataModule(pl.LightningDataModule):
             self.source.prepare(self.transform.min_size)
             hashes = map(self.source.content_hash, range(len(self.source)))
             self._splits = split(hashes, self.validation, self.test)
+
+    def check_trainable(self) -> None:
+        """Check that every split a training needs holds pictures, and the training split a whole batch.
+
+        Raises:
+            UserError: it does not; the message names settings that work together.
+        """
+        self.setup()
+        train, validation = len(self._splits["train"]), len(self._splits["validation"])
+        if validation and train >= self.batch_size:
+            return
+        cause = (
+            f"of {len(self.source)} pictures, {train} are to train on in batches of data.batch_size={self.batch_size} "
+            f"and {validation} to validate with"
+        )
+        mend = ""
+        if not (train and validation):
+            hashes = [self.source.content_hash(i) for i in range(len(self.source))]
+            shares = working_shares(hashes, self.test)
+            if shares is None:
+                raise UserError(f"{cause}: give more different pictures")
+            mend = f"data.validation={shares[0]:g} data.test={shares[1]:g} "
+            train = len(split(hashes, *shares)["train"])
+        raise UserError(f"{cause}: set {mend}data.batch_size={min(self.batch_size, train)}")
 
     @property
     def shape(self) -> tuple[int, int, int]:

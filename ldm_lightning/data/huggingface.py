@@ -1,4 +1,4 @@
-"""Pictures from a Hugging Face data set: on the hub, or a local folder of parquet files."""
+"""Pictures from a Hugging Face data set: on the hub, or local parquet files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class HuggingFace:
     The content hash covers the encoded bytes of a picture.
 
     Args:
-        path: name on the hub, or a local folder.
+        path: name on the hub, a local folder, or one parquet file, which then is the ``split``.
         subset: configuration of the data set, for those which have several.
         split: split of the data set to take.
         image_column: column of encoded pictures.
@@ -86,6 +86,8 @@ class HuggingFace:
         except ImportError as error:
             raise needs_extra("datasets", "data") from error
         try:
+            if Path(self.path).is_file():
+                return datasets.load_dataset("parquet", data_files={self.split: self.path}, split=self.split)
             return datasets.load_dataset(self.path, self.subset, split=self.split)
         except Exception as error:  # network, cache, format and naming errors come in dozens of types
             reason = " ".join(str(error).split())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,14 +21,25 @@ __all__ = ["Loader"]
 _PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
 
 
-def _leave_the_group(worker: int) -> None:
-    """Keep a worker out of what is sent to the whole process group: dying of it, it would take the parent's save along.
+def _obey_the_parent_alone(worker: int) -> None:
+    """Keep a worker out of what stops training: dying of it, it would take the parent's save along.
 
-    Signals to the worker alone still reach it. It must not ignore SIGTERM, by which Python ends workers at its exit,
-    and then waits for them.
+    Ctrl-C goes to the whole process group, which the worker leaves; schedulers send their signals to every process.
+    SIGTERM must work when the parent sends it, by which Python ends workers at its exit, and then waits for them.
     """
     os.setpgrp()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # schedulers send this one to every process
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Loader:
@@ -53,7 +66,7 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_leave_the_group if num_workers > 0 else None,
+            worker_init_fn=_obey_the_parent_alone if num_workers > 0 else None,
         )
 
     @property

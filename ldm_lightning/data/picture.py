@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ldm_lightning.errors import UserError, nearest
@@ -42,9 +42,12 @@ def open_picture(content: bytes | Path | str) -> Image.Image:
     Raises:
         Exception: of almost any type; decoders are not careful about what they raise on damaged files.
     """
-    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
-        file.load()
-        picture = ImageOps.exif_transpose(file)
+    try:
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
+            file.load()
+            picture = ImageOps.exif_transpose(file)
+    except UnidentifiedImageError:  # its own message names the buffer
+        raise ValueError("not a picture that Pillow knows") from None
     if picture.mode.startswith("I"):
         return _from_wide_grey(picture)
     if picture.mode == "F":

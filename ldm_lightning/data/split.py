@@ -11,14 +11,15 @@ of N distinct pictures the share deviates by about sqrt(f (1 - f) / N).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 import numpy as np
 
 from ldm_lightning.errors import UserError
 
-__all__ = ["SPLITS", "check_fractions", "split", "split_of"]
+__all__ = ["SPLITS", "check_fractions", "split", "split_of", "working_shares"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -50,3 +51,16 @@ def split(content_hashes: Iterable[bytes], validation: float, test: float) -> di
     check_fractions(validation, test)
     names = np.array([split_of(content_hash, validation, test) for content_hash in content_hashes], dtype=object)
     return {name: np.flatnonzero(names == name) for name in SPLITS}
+
+
+def working_shares(content_hashes: Sequence[bytes], test: float) -> tuple[float, float] | None:
+    """Shares for validation (the smallest, in hundredths) and testing that leave pictures to train and validate with.
+
+    ``test`` stays as it is, unless only without test pictures enough are left. None when nothing helps.
+    """
+    for share in (test, 0.0):
+        for percent in range(1, math.ceil(100 * (1 - share))):
+            parts = split(content_hashes, percent / 100, share)
+            if len(parts["train"]) and len(parts["validation"]):
+                return percent / 100, share
+    return None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 from PIL import Image
 
+from ldm_lightning.artifact import write_artifact
 from tests.conftest import TINY_BITS, TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
 
 
@@ -131,6 +134,47 @@ def _changed_data(world: World) -> list[str]:
     return ["evaluate", f"run={world.second}"]
 
 
+def _broken_yaml(world: World) -> list[str]:
+    (world.folder("data") / "broken.yaml").write_text("a: [1\n")
+    return ["train", "data=broken", "--config-dir", str(world.empty)]
+
+
+def _few(world: World, *overrides: str) -> list[str]:
+    root = world.folder("few")
+    for file in sorted((world.pictures / "zero").glob("*.png"))[:5]:
+        shutil.copy(file, root)
+    return world.first_stage("data.batch_size=64", "data.validation=0.05", *overrides, root=root)
+
+
+def _on_a_file(world: World, place: str) -> str:
+    (world.empty / "file").touch()
+    return f"{place}={world.empty}/file/below.png"
+
+
+def _later_format(world: World) -> list[str]:
+    manifest = world.first / "export" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    return world.latent_diffusion()
+
+
+def _retrained_first_stage(world: World) -> list[str]:
+    manifest = world.first / "export" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    weights = safetensors.torch.load_file(world.first / "export" / content["weights"])
+    weights = {name: weight + 1 for name, weight in weights.items()}
+    details = {key: value for key, value in content.items() if key in ("config", "statistics", "step", "metrics")}
+    write_artifact(world.first / "export", "first_stage", weights, details)
+    return [*world.latent_diffusion(), f"runs={world.second.parent}", "name=second"]
+
+
+def _unconditional(world: World, *args: str) -> list[str]:
+    manifest = world.second / "export" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["config"]["condition"] = {"_target_": "ldm_lightning.nn.conditioner.NoCondition"}
+    manifest.write_text(json.dumps(content))
+    return ["sample", f"run={world.second}", *args]
+
+
 def _no_dropout(world: World) -> list[str]:
     _edit_config(world.second, "objective", condition_dropout=0.0)
     return ["sample", f"run={world.second}", "scale=2"]
@@ -159,6 +203,17 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "no number": (lambda w: w.first_stage("data.batch_size=many"), ["data.batch_size=many", "int"]),
     "no number, by a shortcut": (lambda w: w.first_stage("data.size="), ["data.transform.size=", "int"]),
     "no truth value": (lambda w: w.first_stage("data.transform.flip=3"), ["data.transform.flip=3", "bool"]),
+    "no key": (lambda w: w.first_stage("=3"), ["'=3'", "key=value"]),
+    "no such flag": (lambda w: w.first_stage("--confg-dir", "x"), ["--confg-dir", "--help"]),
+    "no yaml": (_broken_yaml, ["broken.yaml", "line 1", "mend it there"]),
+    "an equals sign": (lambda w: w.first_stage("name=a=b"), ["""write 'name="a=b"'"""]),
+    "a parenthesis": (lambda w: w.first_stage("name=a(b)"), ["""write 'name="a(b)"'"""]),
+    "an umlaut": (lambda w: w.first_stage("name=größe"), ["""write 'name="größe"'"""]),
+    "a comma": (lambda w: w.first_stage("name=a,b"), ["""write 'name="a,b"'""", "--multirun"]),
+    "an apostrophe": (lambda w: w.first_stage("name=a'b"), ["a'\"'\"'b"]),
+    "a group of stage two": (lambda w: w.first_stage("denoiser=unet"), ["'denoiser'", "add stage=latent_diffusion"]),
+    "a key of stage two": (lambda w: w.first_stage("sampler.steps=3"), ["add stage=latent_diffusion"]),
+    "a group of stage one": (lambda w: w.latent_diffusion("first_stage=kl_f4"), ["add stage=first_stage"]),
     "no syntax": (lambda w: w.first_stage("optim.lr"), ["optim.lr", "key=value"]),
     "no root": (lambda w: ["train", "data=image_folder"], ["data.root"]),
     "no run": (lambda w: ["sample"], ["run="]),
@@ -167,7 +222,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "root is a file": (_a_file, ["000.png", "folder"]),
     "corrupt pictures": (_mostly_corrupt, ["10 of 20", "000.png", "max_bad_fraction"]),
     "pictures too small": (lambda w: w.first_stage("data.size=64"), ["16", "data.transform.upscale=true"]),
-    "fewer pictures than a batch": (lambda w: w.first_stage("data.batch_size=640"), ["640", "set data.batch_size<="]),
+    "fewer pictures than a batch": (lambda w: w.first_stage("data.batch_size=640"), ["640", "data.batch_size=67"]),
     "size does not divide": (lambda w: w.first_stage("data.size=15"), ["15", "factor 4"]),
     "two or four channels": (lambda w: w.first_stage("data.transform.channels=2"), ["channels"]),
     "fractions above one": (lambda w: w.first_stage("data.validation=0.8", "data.test=0.4"), ["validation", "test"]),
@@ -339,6 +394,27 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "an empty root": (lambda w: w.first_stage("data.root="), ["data.root is empty"]),
     "empty runs": (lambda w: w.first_stage("runs="), ["runs="]),
     "a run elsewhere": (lambda w: w.first_stage("name=../up"), ["name=../up"]),
+    "nowhere to train": (lambda w: w.first_stage(_on_a_file(w, "runs")), ["Not a directory", "runs="]),
+    "nowhere to sample": (lambda w: ["sample", f"run={w.second}", _on_a_file(w, "output")], ["Not a dir", "output="]),
+    "nowhere to reconstruct": (
+        lambda w: ["reconstruct", f"run={w.first}", _on_a_file(w, "output")],
+        ["Not a directory", "output="],
+    ),
+    "reconstruct into no picture": (lambda w: ["reconstruct", f"run={w.first}", "output=sheet"], [".png"]),
+    "evaluate elsewhere": (lambda w: ["evaluate", f"run={w.second}", "name=../x"], ["name=../x"]),
+    "a judge of no kind": (lambda w: ["evaluate", f"run={w.second}", "judge=maybe"], ["judge=maybe", "true nor false"]),
+    "a grid that is not taken": (
+        lambda w: ["sample", f"run={w.second}", "sampler=adaptive", "+sampler/grid=karras"],
+        ["sampler.grid"],
+    ),
+    "captions for a model of classes": (lambda w: ["sample", f"run={w.second}", "captions=a"], ["reads class"]),
+    "guidance of a model of none": (lambda w: _unconditional(w, "scale=3"), ["guidance.scale=3", "no condition"]),
+    "a later format": (_later_format, ["format 2", "newer ldm_lightning"]),
+    "a first stage trained again": (_retrained_first_stage, ["trained again", "second/first_stage", "name="]),
+    "few pictures": (_few, ["data.validation=0.38 data.test=0 data.batch_size=3"]),
+    "few pictures to test with": (lambda w: _few(w, "data.test=0.5"), ["data.validation=0.38 data.test=0 data.b"]),
+    "a large seed": (lambda w: w.first_stage("seed=99999999999"), ["seed=99999999999", "4294967295"]),
+    "never logged": (lambda w: w.first_stage("trainer.log_every_n_steps=0"), ["log_every_n_steps=0"]),
     "no seed": (lambda w: w.first_stage("seed=-1"), ["seed=-1"]),
     "no GPU": (lambda w: w.first_stage("trainer.accelerator=gpu"), ["trainer", "gpu"]),
     "no precision": (lambda w: w.first_stage("trainer.precision=bf17"), ["trainer", "bf17"]),
@@ -385,3 +461,42 @@ def test_a_mistake_is_one_line_and_exit_code_2(mistake: str, world: World, ldm: 
         assert fragment in lines[0]
     assert _files(world) == before
     assert not list(world.empty.glob("runs/new/export"))
+
+
+def test_few_pictures_train_as_the_message_says(world: World, ldm: Callable[..., Result]) -> None:
+    command = _few(world)
+    mend = re.search(r": set (.*)$", ldm(*command).err, re.MULTILINE)
+    assert ldm(*command, *mend.group(1).split(), "trainer.max_steps=1").code == 0
+
+
+def test_flags_may_stand_anywhere(world: World, ldm: Callable[..., Result]) -> None:
+    orders = (
+        ["--cfg", "job", "seed=3", "name=x"],
+        ["seed=3", "--cfg", "job", "name=x", "--resolve"],
+        ["seed=3", "name=x", "--resolve", "--config-dir", str(world.empty), "--cfg=job"],
+    )
+    for order in orders:
+        result = ldm("train", "data=mnist5k", *order)
+        assert result.code == 0, result.err
+        assert "seed: 3" in result.out
+
+
+def test_a_run_may_be_renamed(world: World, ldm: Callable[..., Result]) -> None:
+    shutil.copytree(world.second, world.empty / "runs" / "new")
+    resumed = ldm(*world.latent_diffusion("trainer.max_steps=7"))
+    assert resumed.code == 0, resumed.err
+    assert "resuming" in resumed.err
+
+
+def test_a_short_run_reports_what_there_is(world: World, ldm: Callable[..., Result]) -> None:
+    short = ["trainer.max_steps=1", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=50"]
+    result = ldm(*world.first_stage(*short, "trainer.max_time=00:01:00:00"))
+    assert result.code == 0, result.err
+    for word in ("metrics.csv", "curves", "matplotlib", "samples"):
+        assert word not in result.err.partition("model: ")[2]
+
+
+def test_fewer_pictures_than_asked_for_are_reported(world: World, ldm: Callable[..., Result]) -> None:
+    result = ldm("evaluate", f"run={world.second}", "n=5000", "judge=false", "extractor=tiny")
+    assert result.code == 0
+    assert "measured on n=13 pictures, not on 5000" in result.err

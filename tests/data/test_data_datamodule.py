@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 import subprocess
 import sys
 import warnings
@@ -388,3 +389,21 @@ sys.kept = batches
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
+def test_a_stranger_cannot_end_workers(pictures):
+    """A scheduler sends SIGTERM to every process; a worker that died of it would take the save along."""
+    root = pictures(*(f"{i}.png" for i in range(12)))
+    data = DataModule(ImageFolder(str(root)), ImageTransform(8), batch_size=1, num_workers=2, validation=0.0)
+    loader = data.loader("train")
+    batches = iter(loader)
+    next(batches)
+    workers = loader._iterator._workers
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        subprocess.run(["kill", f"-{int(number)}", *(str(worker.pid) for worker in workers)], check=True)
+    assert len(list(batches)) == 11
+    assert all(worker.is_alive() for worker in workers)
+    workers[0].terminate()
+    workers[0].join(20)
+    assert not workers[0].is_alive()

@@ -112,3 +112,16 @@ def test_unlabelled_split(table):
 def test_missing_folder(tmp_path):
     with pytest.raises(UserError, match="could not be loaded"):
         HuggingFace(str(tmp_path / "nowhere")).prepare()
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_one_parquet_file(table, split):
+    source = HuggingFace(table([8] * 3, label=[0, 1, 2]) + "/train.parquet", split=split)
+    source.prepare()
+    assert len(source) == 3
+
+
+def test_an_unreadable_picture_is_named(table):
+    path = table([8] * 3, label=[0, 1, 2], bad=[1]) + "/train.parquet"
+    with pytest.raises(UserError, match=r"train\.parquet: 1 of 3 .*row 1 \(not a picture that Pillow knows\)"):
+        HuggingFace(path, max_bad_fraction=0).prepare()
