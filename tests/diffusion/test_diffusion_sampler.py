@@ -12,10 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.path import GaussianPath
-from ldm_lightning.diffusion.prediction import Clean, Epsilon, Flow, Velocity
 from ldm_lightning.diffusion.sampler import (
     DDIM,
     DDPM,
@@ -41,14 +38,6 @@ from ldm_lightning.diffusion.sampler.adaptive import SLOPES
 from ldm_lightning.diffusion.schedule import LinearFlow, TableSchedule, scaled_linear_betas
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
-from tests.diffusion.conftest import SCHEDULES
-
-
-@pytest.fixture(scope="session", params=["flow", "linear", "scaled_linear", "cosine"])
-def schedule(request):
-    """The first four; the other schedules have their own laws, and the quick ones of the samplers below."""
-    return SCHEDULES[request.param]()
-
 
 # Those that end in the denoiser's last answer, and those that extrapolate to the clean end.
 DENOISING = {"euler": Euler(), "heun": Heun(), "ddim": DDIM(), "2m": DPMSolver2M(), "unipc": UniPC()}
@@ -384,30 +373,6 @@ def test_a_negative_eta_is_refused(make):
         make(eta=-0.1)
 
 
-def test_every_prediction_makes_the_same_trajectory(sampler, path, data):
-    """A network that answers its target for the optimal clean data, guided or not, walks the same way."""
-    optimal, z = data.denoise(path), torch.randn(4, 3, dtype=torch.float64)
-    ends = []
-
-    class Exact(nn.Module):
-        def __init__(self, prediction: object) -> None:
-            super().__init__()
-            self.prediction = prediction
-
-        def forward(self, z: Tensor, t: Tensor, condition: dict[str, Tensor], drop: Tensor) -> Tensor:
-            alpha, sigma = path.coefficients(t, z)
-            clean = optimal(z, t)
-            return self.prediction.target(clean, (z - alpha * clean) / sigma, alpha, sigma)
-
-    predictions = [Clean(), Velocity(), Flow(), *([] if isinstance(path.schedule, LinearFlow) else [Epsilon()])]
-    for prediction in predictions:
-        for scale in (1.0, 3.0):
-            denoise = ClassifierFree(scale)(Denoiser(Exact(prediction), path, prediction), {})
-            ends.append(replace(sampler, steps=11)(denoise, path, z, Streams(0, torch.arange(4))))
-    for end in ends[1:]:
-        torch.testing.assert_close(end, ends[0], rtol=1e-9, atol=1e-9)
-
-
 # --- precision and randomness ----------------------------------------------------------------------------------------
 
 
@@ -482,7 +447,8 @@ def test_adaptive_solver_keeps_to_its_bound_and_inside_the_path(path, method, da
     assert sampler(denoise, path, torch.randn(4, 3, dtype=torch.float64), None).isfinite().all()
     assert 0 < len(times) <= sampler.evaluations
     least, most = torch.stack(times).aminmax()
-    assert most == 1
+    assert float(most) == pytest.approx(1, abs=1e-12)
+    assert most <= 1
     torch.testing.assert_close(path.schedule.log_snr(least), least.new_tensor(2 * math.log(999)))
 
 
