@@ -60,11 +60,16 @@ def _philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], keys: tuple[tuple[in
 
 @lru_cache(maxsize=256)
 def _constants(keys: tuple[tuple[int, int], ...], ndim: int, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Multipliers and the keys of the rounds, kept on the device: copying them there would wait for it every time."""
-    multipliers = torch.tensor(_MULTIPLIERS).view(2, *[1] * (ndim + 1))
-    rounds = torch.arange(_ROUNDS)[:, None, None] * torch.tensor(_WEYL)[:, None]
-    words = (torch.tensor(keys).T + rounds) & _MASK  # (rounds, 2, K)
-    return multipliers.to(device), words.view(*words.shape, *[1] * ndim).to(device).unbind()
+    """Multipliers and the keys of the rounds, made on the device and kept: copying them there would wait for it."""
+
+    def words(values: Sequence[int]) -> Tensor:
+        return torch.stack([torch.full((), value, dtype=torch.int64, device=device) for value in values])
+
+    rounds = torch.arange(_ROUNDS, device=device)[:, None] * words(_WEYL)
+    start = torch.stack([words(half) for half in zip(*keys, strict=True)])  # (2, K)
+    of_rounds = (rounds[:, :, None] + start) & _MASK
+    ones = [1] * ndim
+    return words(_MULTIPLIERS).view(2, 1, *ones), of_rounds.view(*of_rounds.shape, *ones).unbind()
 
 
 @dataclass(frozen=True, eq=False)
