@@ -14,9 +14,10 @@ Integers agree bit for bit across devices; normals agree up to the rounding of t
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -28,6 +29,8 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1: the key schedule
 _ROUNDS = 10
+_NUMBERED = re.compile(r"(.*)/(0|[1-9][0-9]*)")
+_TOGETHER, _SMALL = 16, 8192  # numbered draws made together, and how many numbers one may have for that
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -40,25 +43,33 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     Returns:
         Four int64 tensors of independent uniform 32-bit words, of the broadcast shape.
     """
+    return tuple(words[0] for words in _philox(counter, (key,)))
+
+
+def _philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], keys: tuple[tuple[int, int], ...]) -> tuple[Tensor, ...]:
+    """The same counter under K keys: four tensors (K, *broadcast shape)."""
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     # Both halves of a round at once: seven operations instead of eighteen matter where each is a kernel launch.
-    left, right = torch.stack([c0, c2]), torch.stack([c1, c3])
-    multipliers, round_keys = _constants(key, c0.ndim, c0.device)
+    left, right = torch.stack([c0, c2])[:, None], torch.stack([c1, c3])[:, None]
+    multipliers, round_keys = _constants(keys, c0.ndim, c0.device)
     for round_key in round_keys:
         product = (left * multipliers).flip(0)  # modulo 2^64; masking below undoes the sign
         left, right = ((product >> 32) & _MASK) ^ right ^ round_key, product & _MASK
-    return left[0], right[0], left[1], right[1]
+    return left[0], right[0].expand_as(left[0]), left[1], right[1].expand_as(left[1])
 
 
 @lru_cache(maxsize=256)
-def _constants(key: tuple[int, int], ndim: int, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Multipliers and the keys of the rounds, kept on the device: copying them there would wait for it every time."""
-    shape = [2, *[1] * ndim]
-    keys = [
-        [(word + number * weyl) & _MASK for word, weyl in zip(key, _WEYL, strict=True)] for number in range(_ROUNDS)
-    ]
-    multipliers = torch.tensor(_MULTIPLIERS, device=device).view(shape)
-    return multipliers, torch.tensor(keys, device=device).view(-1, *shape).unbind()
+def _constants(keys: tuple[tuple[int, int], ...], ndim: int, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Multipliers and the keys of the rounds, made on the device and kept: copying them there would wait for it."""
+
+    def words(values: Sequence[int]) -> Tensor:
+        return torch.stack([torch.full((), value, dtype=torch.int64, device=device) for value in values])
+
+    rounds = torch.arange(_ROUNDS, device=device)[:, None] * words(_WEYL)
+    start = torch.stack([words(half) for half in zip(*keys, strict=True)])  # (2, K)
+    of_rounds = (rounds[:, :, None] + start) & _MASK
+    ones = [1] * ndim
+    return words(_MULTIPLIERS).view(2, 1, *ones), of_rounds.view(*of_rounds.shape, *ones).unbind()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,29 +88,46 @@ class Streams:
     seed: int
     index: Tensor
     step: int = 0
+    _ahead: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def _words(self, purpose: str, count: int) -> Tensor:
-        """(B, count) int64 tensor of uniform 32-bit words."""
+    def _words(self, count: int, *purposes: str) -> Tensor:
+        """(K, B, count) int64 tensor of uniform 32-bit words, for K purposes."""
         block = torch.arange((count + 3) // 4, dtype=torch.int64, device=self.index.device)
         index = self.index.to(torch.int64)[:, None]
         counter = (block[None], index & _MASK, (index >> 32) & _MASK, torch.full_like(index, self.step & _MASK))
-        key = (self.seed & _MASK, (zlib.crc32(purpose.encode()) ^ ((self.seed >> 32) & _MASK)) & _MASK)
-        return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :count]
+        low, high = self.seed & _MASK, (self.seed >> 32) & _MASK
+        keys = tuple((low, zlib.crc32(purpose.encode()) ^ high) for purpose in purposes)
+        return torch.stack(_philox(counter, keys), dim=-1).flatten(2)[..., :count]
 
     def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) float32 in [0, 1)."""
         count = math.prod(shape)
         # 24 bits fill a float32 mantissa exactly, so 1.0 is never returned.
-        words = self._words(purpose, count) >> 8
+        words = self._words(count, purpose)[0] >> 8
         return (words.to(torch.float32) * 2.0**-24).view(-1, *shape)
 
     def normal(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
-        """(B, *shape) float32 standard normals by the Box-Muller transform of pairs of words."""
+        """(B, *shape) float32 standard normals by the Box-Muller transform of pairs of words.
+
+        Where draws are small, those of a numbered purpose ("sampler/7") are made and kept for the next ones as well:
+        a small draw costs its launches, not its numbers.
+        """
         count = math.prod(shape)
-        words = self._words(purpose, 2 * ((count + 1) // 2))
+        numbered = _NUMBERED.fullmatch(purpose)
+        if not numbered or len(self.index) * count > _SMALL:
+            return self._normals(count, purpose)[0].view(-1, *shape)
+        if purpose not in self._ahead or self._ahead[purpose].shape[1] != count:
+            first = int(numbered[2]) // _TOGETHER * _TOGETHER
+            purposes = [f"{numbered[1]}/{first + k}" for k in range(_TOGETHER)]
+            self._ahead.clear()
+            self._ahead.update(zip(purposes, self._normals(count, *purposes), strict=True))
+        return self._ahead[purpose].clone().view(-1, *shape)
+
+    def _normals(self, count: int, *purposes: str) -> Tensor:
+        """(K, B, count) float32 standard normals, for K purposes."""
+        words = self._words(2 * ((count + 1) // 2), *purposes)
         # Half a step away from 0 keeps the logarithm finite; the largest |normal| is 6.7.
         uniform = ((words.to(torch.float64) + 0.5) * 2.0**-32).to(torch.float32)
-        first, second = uniform.chunk(2, dim=1)
+        first, second = uniform.chunk(2, dim=-1)
         radius, angle = (-2 * first.log()).sqrt(), 2 * math.pi * second
-        normals = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
-        return normals.view(-1, *shape)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[..., :count]

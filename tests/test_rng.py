@@ -87,7 +87,7 @@ def test_normal_tails_have_the_right_weight():
 
 @pytest.mark.parametrize("word", [0, 2**32 - 1])
 def test_extreme_words_stay_in_range(word, monkeypatch):
-    monkeypatch.setattr(rng, "philox", lambda counter, key: (torch.full((3, 1), word),) * 4)
+    monkeypatch.setattr(rng, "_philox", lambda counter, keys: (torch.full((1, 3, 1), word),) * 4)
     assert torch.equal(streams(count=3).uniform("x", (4,)), torch.full((3, 4), (word >> 8) / 2**24))
     assert streams(count=3).uniform("x", (4,)).max() < 1
     assert streams(count=3).normal("x", (4,)).abs().max() < 7
@@ -185,3 +185,19 @@ def test_integers_agree_across_devices_and_normals_to_rounding():
     on_cpu = Streams(3, torch.arange(1000), step=2)
     assert torch.equal(on_gpu.uniform("time", (64,)).cpu(), on_cpu.uniform("time", (64,)))
     torch.testing.assert_close(on_gpu.normal("noise", (64,)).cpu(), on_cpu.normal("noise", (64,)), rtol=0, atol=1e-5)
+
+
+# --- numbered purposes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 8, 8), (4, 64, 64)], ids=str)
+def test_numbered_draws_are_made_together_and_are_the_same_alone(shape, monkeypatch):
+    """Whatever the order, and to the bit."""
+    purposes = [f"sampler/{k}" for k in (0, 1, 17, 2, 100, 2)] + ["sampler/01", "bound/3", "sampler", "a/b"]
+    together = Streams(5, torch.arange(7) * 7919, step=2)
+    found = [together.normal(purpose, shape).clone() for purpose in purposes]
+    together.normal("sampler/2", shape).zero_()  # a draw belongs to who asked for it
+    assert torch.equal(together.normal("sampler/2", shape), found[3])
+    monkeypatch.setattr(rng, "_SMALL", 0)
+    for purpose, numbers in zip(purposes, found, strict=True):
+        assert torch.equal(Streams(5, torch.arange(7) * 7919, step=2).normal(purpose, shape), numbers)

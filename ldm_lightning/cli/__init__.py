@@ -14,6 +14,7 @@ VERBS = {
     "sample": "draw pictures from a trained model",
     "reconstruct": "show pictures through a first stage and back",
     "evaluate": "measure a trained model, with the protocol beside each figure",
+    "benchmark": "measure what a part of the library costs on this machine",
 }
 
 _USAGE = "\n".join(

@@ -14,11 +14,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance import ClassifierFree
+from ldm_lightning.diffusion.guidance import ClassifierFree, Denoise
 from ldm_lightning.diffusion.path import GaussianPath
-from ldm_lightning.diffusion.prediction import Velocity
+from ldm_lightning.diffusion.prediction import Edm, Epsilon, Prediction, Velocity
 from ldm_lightning.diffusion.sampler import (
     DDIM,
     DDPM,
@@ -39,14 +40,7 @@ from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock
 from ldm_lightning.diffusion.sampler.grid import flow_grid
 from ldm_lightning.diffusion.schedule import LinearFlow, TableSchedule, scaled_linear_betas
 from ldm_lightning.rng import Streams
-from tests.diffusion.conftest import SCHEDULES
-
-
-@pytest.fixture(scope="session", params=["flow", "linear", "scaled_linear", "cosine"])
-def schedule(request):
-    """The first four; the other schedules have their own laws, and the quick ones of the samplers below."""
-    return SCHEDULES[request.param]()
-
+from tests.diffusion.conftest import PREDICTIONS
 
 FIRST_ORDER = {
     "euler": Euler(),
@@ -67,6 +61,7 @@ ORDERS = {
     "plms": (PLMS(), 3.0, 0.1),
     "rk4": (RK4(), 4.0, 0.1),
 }
+SAMPLERS = FIRST_ORDER | {name: sampler for name, (sampler, *_) in ORDERS.items()}
 # The order along single trajectories.
 DETERMINISTIC = {
     "euler": (Euler(), 1.0),
@@ -90,12 +85,12 @@ class Basis:
         return self.noise[:, step * size : (step + 1) * size]
 
 
-def affine(sampler: Sampler, path: GaussianPath, data) -> tuple[Tensor, Tensor, Tensor]:
+def affine(sampler: Sampler, path: GaussianPath, data, denoise: Denoise | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(D,) offset, (D, D) matrix of the start and (D, steps D) matrix of the fresh noise."""
     size = len(data.mean)
     rows = torch.eye(size * (1 + sampler.steps), dtype=torch.float64)
     rows = torch.cat([torch.zeros_like(rows[:1]), rows])
-    out = sampler(data.denoise(path), path, rows[:, :size], Basis(rows[:, size:]))
+    out = sampler(denoise or data.denoise(path), path, rows[:, :size], Basis(rows[:, size:]))
     matrix = (out[1:] - out[0]).T
     return out[0], matrix[:, :size], matrix[:, size:]
 
@@ -122,9 +117,11 @@ def order(sampler: Sampler, path: GaussianPath, data, steps: int) -> float:
 
 
 @pytest.mark.parametrize("name", FIRST_ORDER)
-def test_first_order_samplers_converge_to_the_data_with_slope_one(name, path, data):
-    assert error(replace(FIRST_ORDER[name], steps=200), path, data) < 0.1
-    assert order(FIRST_ORDER[name], path, data, 100) == pytest.approx(1, abs=0.15)
+def test_first_order_samplers_converge_to_the_data_with_slope_one(name, path, data, grid):
+    """At even times; but on the flow's clock where those leap over the noise (Laplace) and show half an order."""
+    sampler = replace(FIRST_ORDER[name], grid=grid)
+    assert error(replace(sampler, steps=200), path, data) < 0.11
+    assert order(sampler, path, data, 100) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("name", ORDERS)
@@ -161,7 +158,7 @@ def test_order_over_a_fixed_range_of_log_snr(sampler, slope, data):
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "adaptive_heun"])
 def test_adaptive_solvers_reach_their_tolerance(method, path, data):
-    z = torch.randn(32, 3, dtype=torch.float64)
+    z = MultivariateNormal(*data.marginal(path, 1.0)).sample((32,))
     matrix, shift = data.transport(path)
     errors = []
     for tolerance in (1e-3, 1e-5):
@@ -220,26 +217,53 @@ def test_eta_scales_the_standard_deviation_of_the_fresh_noise(path, data):
 
 
 @pytest.mark.parametrize("name", ["heun", "ddim_half", "ddpm", "2m_sde", "edm"])
-def test_samples_are_distributed_as_the_data_end_to_end(name, path, data):
+def test_samples_are_distributed_as_the_data_end_to_end(name, path, data, grid):
     """Prior, streams, a velocity network in float32, guidance and sampler together, by drawing."""
-    count = 20_000
-    optimal, streams = data.denoise(path), Streams(0, torch.arange(count))
-
-    class Network(torch.nn.Module):
-        def forward(self, z: Tensor, t: Tensor, condition: dict[str, Tensor], drop: Tensor) -> Tensor:
-            alpha, sigma = path.coefficients(t, z)
-            clean = optimal(z.double(), t.double()).float()
-            return Velocity().target(clean, (z - alpha * clean) / sigma, alpha, sigma)
-
-    samplers = FIRST_ORDER | {name: sampler for name, (sampler, *_) in ORDERS.items()}
-    sampler = replace(samplers[name], steps=30)
-    denoise = ClassifierFree()(Denoiser(Network(), path, Velocity()), {})
+    count = 10_000
+    streams = Streams(0, torch.arange(count))
+    sampler = replace(SAMPLERS[name], steps=40, grid=grid)
+    denoise = ClassifierFree()(Denoiser(Exact(Velocity(), path, data), path, Velocity()), {})
     samples = sampler(denoise, path, path.prior(streams, (3,)), streams).double()
-    offset, start, fresh = affine(sampler, path, data)  # what exact arithmetic makes of the prior N(0, I)
-    mean, covariance = offset, start @ start.T + fresh @ fresh.T
+    offset, start, fresh = affine(sampler, path, data)  # what exact arithmetic makes of the prior
+    alpha, sigma = path.schedule.alpha_sigma(torch.ones((), dtype=torch.float64))
+    mean, covariance = offset, (alpha**2 + sigma**2) * start @ start.T + fresh @ fresh.T
     deviation = covariance.diagonal().sqrt()
     assert ((samples.mean(0) - mean).abs() < 4 * deviation / math.sqrt(count)).all()
     assert ((samples.T.cov() - covariance).abs() < 6 * torch.outer(deviation, deviation) / math.sqrt(count)).all()
-    tolerance = 0.3  # 30 steps: the discretization, and a prior that knows neither mean nor covariance
+    tolerance = 0.35  # 40 steps: the discretization, and a prior that knows neither mean nor covariance
     assert (samples.mean(0) - data.mean).abs().max() < tolerance
     assert (samples.T.cov() - data.covariance).abs().max() < tolerance
+
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+class Exact(torch.nn.Module):
+    """A network that answers its target for the optimal clean data, in the precision of its input."""
+
+    def __init__(self, prediction: Prediction, path: GaussianPath, data) -> None:
+        super().__init__()
+        self.prediction, self.path, self.optimal = prediction, path, data.denoise(path)
+
+    def forward(self, z: Tensor, t: Tensor, condition: dict[str, Tensor], drop: Tensor) -> Tensor:
+        if isinstance(self.prediction, Edm):  # it is shown c_in z_t and c_noise = -log_snr / 8
+            t = self.path.schedule.time(-8 * t)
+            alpha, sigma = self.path.coefficients(t, z)
+            z = z * ((self.prediction.sigma_data * alpha) ** 2 + sigma**2).sqrt()
+        alpha, sigma = self.path.coefficients(t, z)
+        clean = self.optimal(z.double(), t.double()).to(z.dtype)
+        return self.prediction.target(clean, (z - alpha * clean) / sigma, alpha, sigma)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_mean_and_covariance_do_not_depend_on_the_prediction(name, path, data, grid, signal_left):
+    """With the laws above: every sampler reaches both on every path under every prediction, guided or not."""
+    sampler = replace(SAMPLERS[name], steps=8, grid=grid)
+    expected = affine(sampler, path, data)
+    for number, prediction in enumerate(PREDICTIONS):
+        if isinstance(prediction, Epsilon | Edm) and not signal_left:
+            continue  # refused
+        denoiser = Denoiser(Exact(prediction, path, data), path, prediction)
+        found = affine(sampler, path, data, ClassifierFree(3.0 if number % 2 else 1.0)(denoiser, {}))
+        for part, exact in zip(found, expected, strict=True):
+            torch.testing.assert_close(part, exact, rtol=1e-8, atol=1e-8)

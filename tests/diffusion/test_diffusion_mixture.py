@@ -107,10 +107,15 @@ def test_energy_distance_tells_the_mixture_from_a_gaussian_of_its_moments(mixtur
     assert energy_distance(mixture.draw(Streams(2, torch.arange(COUNT))), truth) < 0.004
 
 
-@pytest.mark.parametrize("name", ORDERS)
-def test_order_along_bent_trajectories(name, path, mixture):
+@pytest.fixture(scope="module")
+def solved(path, mixture) -> tuple[Tensor, Tensor]:
+    """Starts, and where the probability flow takes them."""
     z = start(mixture, path, Streams(0, torch.arange(50)))
-    denoise = mixture.denoise(path)
-    exact = RK4(400)(denoise, path, z, None)
+    return z, RK4(400)(mixture.denoise(path), path, z, None)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_along_bent_trajectories(name, path, mixture, solved):
+    (z, exact), denoise = solved, mixture.denoise(path)
     coarse, fine = (float((replace(SAMPLERS[name], steps=n)(denoise, path, z, None) - exact).norm()) for n in (80, 160))
     assert math.log2(coarse / fine) == pytest.approx(ORDERS[name], abs=0.5)

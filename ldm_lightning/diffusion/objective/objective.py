@@ -120,9 +120,8 @@ class Objective(nn.Module):
             estimate = torch.where(given, first_estimate(denoiser, z, t, condition, drop), 0.0)
             condition = {**condition, ESTIMATE: estimate}
         said, target = denoiser(z, t, condition, drop), denoiser.target(z0, noise, t)
-        output = said[:, : z.shape[1]]  # the rest, if any, is a learned variance
-        answer = Answer(denoiser, z0, z, noise, t, said, output, target, self.weighting(denoiser, t))
-        terms = {"denoising": Term(answer.weight * denoiser.path.loss(output, target), 1.0)}
+        answer = Answer(denoiser, z0, noise, t, said, target, self.weighting(denoiser, t))
+        terms = {"denoising": Term(answer.weight * denoiser.path.loss(answer.output, target), 1.0)}
         return terms | {name: Term(term(answer), term.weight) for name, term in self.terms.items()}
 
     def advance(self) -> None:

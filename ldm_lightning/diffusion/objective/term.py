@@ -42,24 +42,25 @@ class Answer:
     Attributes:
         denoiser: the network with its path and prediction.
         z0: (B, C, *space) clean latents.
-        z: them, corrupted.
         noise: what they were corrupted with.
         t: (B,) times.
-        said: all that the network answered; of twice the channels where it has learned a variance.
-        output: its prediction, shaped like ``z0``.
-        target: what it should have been.
+        said: all that the network answered; of twice the channels where it learns a variance.
+        target: what its prediction should have been, shaped like ``z0``.
         weight: (B,) of the denoising error at these times.
     """
 
     denoiser: Denoiser
     z0: Tensor
-    z: Tensor
     noise: Tensor
     t: Tensor
     said: Tensor
-    output: Tensor
     target: Tensor
     weight: Tensor
+
+    @property
+    def output(self) -> Tensor:
+        """The network's prediction, shaped like ``z0``."""
+        return self.said[:, : self.z0.shape[1]]
 
 
 class LossTerm(Protocol):

@@ -44,8 +44,9 @@ class VarianceBound:
         """(B,) values."""
         t, step = answer.t.double(), 1 / self.steps
         s = torch.where(t < 1.5 * step, 0.0, t - step)
-        with torch.no_grad():
-            clean = answer.denoiser.answer(answer.z, answer.t, answer.said)
         path, fraction = answer.denoiser.path, fraction_of(answer.said)
+        with torch.no_grad():
+            z = path.corrupt(answer.z0, answer.t, answer.noise)
+            clean = answer.denoiser.answer(z, answer.t, answer.said)
         nats = step_nats(path, answer.z0, clean, fraction, (s, t, t + step))  # type: ignore[arg-type]  # see its check
         return self.steps * nats.to(answer.said.dtype)

@@ -82,6 +82,6 @@ class EDM:
         raised = [min(max(t.log_snr - 2 * math.log1p(gamma), highest), t.log_snr) for t in starts]
         churned = levels(schedule, schedule.time(torch.tensor(raised, dtype=torch.float64)), z)
         return [
-            high if high.log_snr < t.log_snr and self.s_tmin <= math.exp(-t.log_snr / 2) <= self.s_tmax else t
-            for t, high in zip(starts, churned, strict=True)
+            high if low < t.log_snr and self.s_tmin <= math.exp(-t.log_snr / 2) <= self.s_tmax else t
+            for t, low, high in zip(starts, raised, churned, strict=True)
         ]

@@ -1,0 +1,47 @@
+"""``ldm benchmark``: every sampler is measured, with a protocol, and mistakes end in one line. No time is judged."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Result
+
+CONF = Path(__file__).parents[2] / "conf"
+TINY = ["denoiser=dit_tiny", "denoiser.width=16", "denoiser.depth=1", "denoiser.heads=2", "batch_size=2"]
+TINY += ["latent_size=4", "rounds=1", "steps=3"]
+
+
+def test_every_sampler_is_measured(ldm: Callable[..., Result], tmp_path: Path) -> None:
+    result = ldm("benchmark", *TINY, f"output={tmp_path}/a/b.json")
+    assert result.code == 0, result.err
+    written = json.loads((tmp_path / "a" / "b.json").read_text())
+    figures, protocol = written["figures"], written["protocol"]
+    gaussian = {file.stem for file in (CONF / "sampler").glob("*.yaml") if not file.stem.startswith("bernoulli")}
+    assert figures.keys() == gaussian
+    calls = {name: row["calls"] for name, row in figures.items()}
+    assert {"euler": 3, "heun": 5, "edm": 5, "plms": 4, "rk4": 11}.items() <= calls.items()
+    assert all(row[key] > 0 for row in figures.values() for key in row)
+    assert protocol.keys() >= {"steps", "batch_size", "rounds", "network", "machine", "threads", "torch", "clock"}
+    assert all(name[:8] in result.out for name in figures)
+    assert f"figures: {tmp_path}/a/b.json" in result.out
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("what=smapler", "what=smapler is none of .*sampler"),
+        ("only=[huen]", "only=huen is no sampler; did you mean 'heun'"),
+        ("rounds=0", "rounds=0 must be at least 1"),
+        ("steps=2.5", "steps=2.5 is not of type int"),
+    ],
+)
+def test_mistakes_are_one_line(override: str, words: str, ldm: Callable[..., Result], tmp_path: Path) -> None:
+    result = ldm("benchmark", *TINY, override, f"output={tmp_path}/b.json")
+    assert result.code == 2
+    assert re.search(words, result.err), result.err
+    assert len(result.err.strip().splitlines()) == 1
