@@ -14,10 +14,9 @@ Integers agree bit for bit across devices; normals agree up to the rounding of t
 from __future__ import annotations
 
 import math
-import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -29,8 +28,6 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1: the key schedule
 _ROUNDS = 10
-_NUMBERED = re.compile(r"(.*)/(0|[1-9][0-9]*)")
-_TOGETHER, _SMALL = 16, 8192  # numbered draws made together, and how many numbers one may have for that
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -88,9 +85,8 @@ class Streams:
     seed: int
     index: Tensor
     step: int = 0
-    _ahead: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def _words(self, count: int, *purposes: str) -> Tensor:
+    def _words(self, purposes: Sequence[str], count: int) -> Tensor:
         """(K, B, count) int64 tensor of uniform 32-bit words, for K purposes."""
         block = torch.arange((count + 3) // 4, dtype=torch.int64, device=self.index.device)
         index = self.index.to(torch.int64)[:, None]
@@ -101,33 +97,21 @@ class Streams:
 
     def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) float32 in [0, 1)."""
-        count = math.prod(shape)
         # 24 bits fill a float32 mantissa exactly, so 1.0 is never returned.
-        words = self._words(count, purpose)[0] >> 8
+        words = self._words([purpose], math.prod(shape))[0] >> 8
         return (words.to(torch.float32) * 2.0**-24).view(-1, *shape)
 
     def normal(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
-        """(B, *shape) float32 standard normals by the Box-Muller transform of pairs of words.
+        """(B, *shape) float32 standard normals by the Box-Muller transform of pairs of words."""
+        return self.normals([purpose], shape)[0]
 
-        Where draws are small, those of a numbered purpose ("sampler/7") are made and kept for the next ones as well:
-        a small draw costs its launches, not its numbers.
-        """
+    def normals(self, purposes: Sequence[str], shape: Sequence[int] = ()) -> Tensor:
+        """(K, B, *shape): :meth:`normal` for K purposes at once, where small draws would cost as many launches each."""
         count = math.prod(shape)
-        numbered = _NUMBERED.fullmatch(purpose)
-        if not numbered or len(self.index) * count > _SMALL:
-            return self._normals(count, purpose)[0].view(-1, *shape)
-        if purpose not in self._ahead or self._ahead[purpose].shape[1] != count:
-            first = int(numbered[2]) // _TOGETHER * _TOGETHER
-            purposes = [f"{numbered[1]}/{first + k}" for k in range(_TOGETHER)]
-            self._ahead.clear()
-            self._ahead.update(zip(purposes, self._normals(count, *purposes), strict=True))
-        return self._ahead[purpose].clone().view(-1, *shape)
-
-    def _normals(self, count: int, *purposes: str) -> Tensor:
-        """(K, B, count) float32 standard normals, for K purposes."""
-        words = self._words(2 * ((count + 1) // 2), *purposes)
+        words = self._words(purposes, 2 * ((count + 1) // 2))
         # Half a step away from 0 keeps the logarithm finite; the largest |normal| is 6.7.
         uniform = ((words.to(torch.float64) + 0.5) * 2.0**-32).to(torch.float32)
         first, second = uniform.chunk(2, dim=-1)
         radius, angle = (-2 * first.log()).sqrt(), 2 * math.pi * second
-        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[..., :count]
+        normals = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[..., :count]
+        return normals.reshape(len(purposes), -1, *shape)

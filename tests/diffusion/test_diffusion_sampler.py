@@ -39,6 +39,7 @@ from ldm_lightning.diffusion.sampler import (
     uniform_grid,
 )
 from ldm_lightning.diffusion.sampler.adaptive import SLOPES
+from ldm_lightning.diffusion.sampler.trajectory import FreshNoise
 from ldm_lightning.diffusion.schedule import LinearFlow, TableSchedule, scaled_linear_betas
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
@@ -87,9 +88,9 @@ class Draws:
     def __init__(self, streams: Streams) -> None:
         self.streams, self.purposes = streams, []
 
-    def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        self.purposes.append(purpose)
-        return self.streams.normal(purpose, shape)
+    def normals(self, purposes: list[str], shape: tuple[int, ...]) -> Tensor:
+        self.purposes += purposes
+        return self.streams.normals(purposes, shape)
 
 
 def shrink(z: Tensor, t: Tensor) -> Tensor:
@@ -481,7 +482,7 @@ def test_global_random_state_is_neither_read_nor_changed(sampler, path):
 def test_every_step_but_the_last_draws_its_own_noise(name, path):
     """The last ends in clean data; churn has no room at the first and none outside its range."""
     draws = Draws(Streams(0, torch.arange(2)))
-    replace(STOCHASTIC[name], steps=7)(shrink, path, torch.zeros(2, 1), draws)
+    replace(STOCHASTIC[name], steps=7)(shrink, path, torch.zeros(2, 5000), draws)  # too many to draw ahead
     assert len(set(draws.purposes)) == len(draws.purposes) == 6
     assert "noise" not in draws.purposes  # the prior's own draw
 
@@ -587,3 +588,12 @@ def test_gradients_through_fixed_steps_are_those_of_differences(path):
     for sampler in DETERMINISTIC.values():
         short, z = replace(sampler, steps=3), torch.randn(1, 2, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda z, short=short: short(shrink, path, z, None), z)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 64, 64)], ids=str)
+def test_the_noise_of_a_step_is_of_its_own_stream(shape):
+    """Whether several steps' are made at once or not, and whichever steps ask for some."""
+    streams, z = Streams(3, torch.arange(5)), torch.zeros(5, *shape)
+    noise = FreshNoise(streams, z)
+    for step in (0, 1, 5, 40, 41):
+        assert torch.equal(noise.add(z, 1.0, step), streams.normal(f"sampler/{step}", shape))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
-from ldm_lightning.diffusion.sampler.trajectory import add_noise, step_size, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, step_size, trajectory
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
@@ -42,9 +42,10 @@ class DDIM:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
+        noise = FreshNoise(streams, z)
         for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
             clean = denoise(z, t.time)
             fresh = self.eta * s.sigma * math.sqrt(-math.expm1(-2 * step_size(t, s)))
             kept = math.sqrt(s.sigma**2 - fresh**2) / t.sigma
-            z = add_noise(kept * z + (s.alpha - kept * t.alpha) * clean, fresh, streams, step)
+            z = noise.add(kept * z + (s.alpha - kept * t.alpha) * clean, fresh, step)
         return z

@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
-from ldm_lightning.diffusion.sampler.trajectory import add_noise, step_size, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, step_size, trajectory
 from ldm_lightning.diffusion.sampler.variance import Variance, lower_variance
 from ldm_lightning.rng import Streams
 
@@ -38,10 +38,11 @@ class DDPM:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
+        noise = FreshNoise(streams, z)
         for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
             clean = denoise(z, t.time)
             h = step_size(t, s)
             added = -math.expm1(-2 * h)  # the share of the noise at t that was added since s
             mean = math.exp(-h) * s.sigma / t.sigma * z + s.alpha * added * clean
-            z = add_noise(mean, self.variance(t, s, denoise) ** 0.5 if s.sigma else 0.0, streams, step)
+            z = noise.add(mean, self.variance(t, s, denoise) ** 0.5 if s.sigma else 0.0, step)
         return z

@@ -26,7 +26,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
-from ldm_lightning.diffusion.sampler.trajectory import add_noise, step_size, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, step_size, trajectory
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
@@ -58,13 +58,13 @@ class DPMSolver2M:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        before, h_before = z, math.inf
+        before, h_before, noise = z, math.inf, FreshNoise(streams, z)
         for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
             clean, h = denoise(z, t.time), step_size(t, s)
             ahead = clean if math.inf in (h, h_before) else clean + h / (2 * h_before) * (clean - before)
             kept = s.sigma / t.sigma * math.exp(-h) ** self.eta
             z = kept * z - s.alpha * math.expm1(-(1 + self.eta) * h) * ahead
             if self.eta > 0:
-                z = add_noise(z, s.sigma * math.sqrt(-math.expm1(-2 * self.eta * h)), streams, step)
+                z = noise.add(z, s.sigma * math.sqrt(-math.expm1(-2 * self.eta * h)), step)
             before, h_before = clean, h
         return z

@@ -22,9 +22,9 @@ from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
 from ldm_lightning.diffusion.sampler.heun import heun_step
 from ldm_lightning.diffusion.sampler.trajectory import (
+    FreshNoise,
     Level,
     Scale,
-    add_noise,
     flow_scale,
     host,
     levels,
@@ -66,12 +66,12 @@ class EDM:
 
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        steps = trajectory(self.grid, self.steps, path, z)
+        steps, noise = trajectory(self.grid, self.steps, path, z), FreshNoise(streams, z)
         for step, ((t, s), churned) in enumerate(zip(steps, self.churn(path, [t for t, _ in steps], z), strict=True)):
             if churned is not t:
                 ratio = churned.alpha / t.alpha
-                fresh = math.sqrt(max(churned.sigma**2 - (ratio * t.sigma) ** 2, 0.0))
-                z = add_noise(ratio * z, self.s_noise * fresh, streams, step)
+                added = math.sqrt(max(churned.sigma**2 - (ratio * t.sigma) ** 2, 0.0))
+                z = noise.add(ratio * z, self.s_noise * added, step)
             z = heun_step(denoise, z, churned, s, self.scale)
         return z
 

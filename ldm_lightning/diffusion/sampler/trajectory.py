@@ -33,9 +33,9 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
 __all__ = [
+    "FreshNoise",
     "Level",
     "Scale",
-    "add_noise",
     "coordinates",
     "flow_scale",
     "host",
@@ -93,11 +93,30 @@ def step_size(t: Level, s: Level) -> float:
     return (s.log_snr - t.log_snr) / 2
 
 
-def add_noise(z: Tensor, std: float | Tensor, streams: Streams, step: int) -> Tensor:
-    """Add the fresh noise of a step, every sample's from its own stream."""
-    if not isinstance(std, Tensor) and std == 0:
-        return z
-    return z + std * streams.normal(f"sampler/{step}", z.shape[1:]).to(z.dtype)
+class FreshNoise:
+    """The noise that a sampler adds in its steps, every sample's from its own stream.
+
+    A small draw costs its launches, not its numbers, so several steps' are made at once. They are the same numbers.
+
+    Args:
+        streams: of the samples.
+        z: (B, C, *space), what it will be added to.
+    """
+
+    def __init__(self, streams: Streams, z: Tensor) -> None:
+        self._streams, self._shape = streams, z.shape[1:]
+        self._together = 16 if z.numel() <= 2**13 else 1
+        self._ahead: dict[int, Tensor] = {}
+
+    def add(self, z: Tensor, std: float | Tensor, step: int) -> Tensor:
+        """Add noise of standard deviation ``std`` in the step of this number."""
+        if not isinstance(std, Tensor) and std == 0:
+            return z
+        if step not in self._ahead:
+            steps = range(step, step + self._together)
+            normals = self._streams.normals([f"sampler/{number}" for number in steps], self._shape)
+            self._ahead = dict(zip(steps, normals, strict=True))
+        return z + std * self._ahead.pop(step).to(z.dtype)
 
 
 Scale = Callable[[float, float], float]
