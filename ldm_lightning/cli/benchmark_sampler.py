@@ -19,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm_lightning.cli.fit import check_sampler
 from ldm_lightning.cli.hydra_main import conf_dir
 from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import device
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
-from ldm_lightning.diffusion.path import GaussianPath
+from ldm_lightning.diffusion.path import Path
 from ldm_lightning.diffusion.prediction import Prediction
 from ldm_lightning.diffusion.sampler import AdaptiveODE, Sampler
 from ldm_lightning.errors import UserError, nearest
@@ -73,19 +74,26 @@ def measure_samplers(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dic
     for name in config.only or ():
         if name not in samplers:
             raise UserError(f"only={name} is no sampler{nearest(name, samplers)} (samplers: {', '.join(samplers)})")
-    path: GaussianPath = instantiate(config.path)
-    bits = "Bernoulli" in type(path).__name__  # whose samplers bear its name, and no other serves
-    chosen = config.only or [name for name in samplers if name.startswith("bernoulli") == bits]
+    path: Path = instantiate(config.path)
     prediction: Prediction = instantiate(config.prediction)
+    if prediction.outputs_per_channel != 1:
+        raise UserError("a network of one output a latent is measured: choose another prediction, such as epsilon")
     shape = (config.derived.latent_channels, config.latent_size, config.latent_size)
     streams = Streams(0, torch.arange(config.batch_size, device=device()))
     z = path.prior(streams, shape)
     backbone = instantiate(config.denoiser, vector_width=None, token_width=None)
     networks = {"free": _Free(torch.zeros_like(z)), "real": ConditionalNetwork(backbone, NoCondition())}
     denoisers = {name: Denoiser(net, path, prediction).eval().to(device()) for name, net in networks.items()}
+    made = {name: instantiate(OmegaConf.load(samplers[name])) for name in config.only or samplers}
+    for name, sampler in list(made.items()):
+        try:
+            check_sampler(sampler, denoisers["free"])
+        except UserError:
+            if config.only:
+                raise
+            del made[name]
     rows = {}
-    for name in tqdm(chosen, desc="benchmark", unit="sampler"):
-        sampler = instantiate(OmegaConf.load(samplers[name]))
+    for name, sampler in tqdm(made.items(), desc="benchmark", unit="sampler"):
         if not isinstance(sampler, AdaptiveODE):  # whose steps are only a bound
             sampler = replace(sampler, steps=config.steps)
         rows[name] = _compare(sampler, denoisers, path, z, streams, rounds=config.rounds)
@@ -103,7 +111,7 @@ def measure_samplers(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dic
 
 @torch.no_grad()
 def _compare(
-    sampler: Sampler, denoisers: Mapping[str, Denoiser], path: GaussianPath, z: Tensor, streams: Streams, *, rounds: int
+    sampler: Sampler, denoisers: Mapping[str, Denoiser], path: Path, z: Tensor, streams: Streams, *, rounds: int
 ) -> dict[str, Any]:
     """The row of one sampler."""
     clock, t, calls = _clock(z.device), torch.full((len(z),), 0.5, device=z.device), 0

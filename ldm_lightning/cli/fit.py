@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.objective import VarianceBound, VelocityDirection
 from ldm_lightning.diffusion.path import BernoulliPath, check_path
 from ldm_lightning.diffusion.prediction import LearnedVariance
@@ -27,7 +28,7 @@ def check_fit(module: LatentDiffusion) -> None:
         UserError: the first that does not fit.
     """
     path = module.denoiser.path
-    check_sampler(module.sampler, module)
+    check_sampler(module.sampler, module.denoiser)
     learned = isinstance(module.denoiser.prediction, LearnedVariance)
     if learned != any(isinstance(term, VarianceBound) for term in module.objective.terms.values()):
         raise UserError(
@@ -38,16 +39,16 @@ def check_fit(module: LatentDiffusion) -> None:
         _check_bits(module, path)
 
 
-def check_sampler(sampler: Sampler, module: LatentDiffusion) -> None:
-    """Check whether ``sampler`` can draw from ``module``.
+def check_sampler(sampler: Sampler, denoiser: Denoiser) -> None:
+    """Check whether ``sampler`` can draw from ``denoiser``.
 
     Raises:
         UserError: it is for another path, or asks for a variance that was not learned.
     """
-    check_path("sampler", sampler.__call__, module.denoiser.path)
+    check_path("sampler", sampler.__call__, denoiser.path)
     variance = getattr(sampler, "variance", None)
     asks = getattr(variance, "func", variance) is learned_variance
-    if asks and not isinstance(module.denoiser.prediction, LearnedVariance):
+    if asks and not isinstance(denoiser.prediction, LearnedVariance):
         raise UserError(
             "the sampler asks for a variance, which this model has not learned: choose sampler=ddpm, or train with "
             "prediction=learned_variance objective=hybrid"

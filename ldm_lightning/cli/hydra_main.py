@@ -53,7 +53,8 @@ def _keys(verb: str) -> str:
     """The keys of ``conf/<verb>.yaml``, each with its default and the comment beside it, for ``--help``."""
     lines = (conf_dir() / f"{verb}.yaml").read_text().partition("\nhydra:")[0].splitlines()
     found = (re.match(r"(?:  - )?(\w+): (\S+) ?(?:# (.*))?$", line) for line in lines)
-    return "\n".join(f"  {f'{key[1]}={key[2]}':20} {key[3] or ''}".rstrip() for key in found if key)
+    text = "\n".join(f"  {f'{key[1]}={key[2]}':20} {key[3] or ''}".rstrip() for key in found if key)
+    return text.replace("$", "$$")  # Hydra fills in what follows a single one
 
 
 def run(verb: str) -> None:

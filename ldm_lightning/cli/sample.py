@@ -75,7 +75,7 @@ def main(config: DictConfig) -> None:
 def choose(config: DictConfig, module: LatentDiffusion) -> Sampler:
     """The run's sampler, changed where the command line says so."""
     sampler: Sampler = instantiate(config.sampler) if config.get("sampler") else module.sampler
-    check_sampler(sampler, module)
+    check_sampler(sampler, module.denoiser)
     if config.steps is not None:
         sampler = replace(sampler, steps=config.steps)  # type: ignore[type-var]
     return sampler
