@@ -384,4 +384,4 @@ def test_two_thousand_steps_on_digits_stay_stable(tmp_path: Path) -> None:
     assert 0.5 < mean["train/discriminator/accuracy"] < 0.99  # nobody has won
     assert -5 < mean["train/discriminator/fake"] < mean["train/discriminator/real"] < 5
     error = (module.reconstruct(x[4000:]) - x[4000:]).abs().mean()
-    assert error < 0.12
+    assert error < 0.15
