@@ -24,6 +24,7 @@ _FREE = (
     "runs",
     "logger",
     "callbacks.checkpoints",
+    "callbacks.finite",
     "callbacks.gallery",
     "data.num_workers",
     "data.pin_memory",
