@@ -370,7 +370,7 @@ def test_two_thousand_steps_on_digits_stay_stable(tmp_path: Path) -> None:
         weight=0.2,
         balance=AdaptiveWeight(),
         lecam=0.01,
-        optimizer={"betas": (0.5, 0.9)},
+        optimizer={"betas": (0.5, 0.9), "lr": 5e-4},
     )
     module = first_stage(opponent, lr=2e-3)
     _, watch = fit(module, x[:4000], 2000, tmp_path, log_every_n_steps=10)
@@ -380,8 +380,8 @@ def test_two_thousand_steps_on_digits_stay_stable(tmp_path: Path) -> None:
     assert all(value == value for logged in watch.logged for value in logged.values())
     assert mean["train/skipped"] == 0
     before = torch.tensor([logged["train/reconstruction"] for logged in watch.logged[400:500]]).mean().item()
-    assert mean["train/reconstruction"] < 1.2 * before  # to listen costs little
+    assert mean["train/reconstruction"] < before  # it goes on learning while it listens
     assert 0.5 < mean["train/discriminator/accuracy"] < 0.99  # nobody has won
     assert -5 < mean["train/discriminator/fake"] < mean["train/discriminator/real"] < 5
     error = (module.reconstruct(x[4000:]) - x[4000:]).abs().mean()
-    assert error < 0.15
+    assert error < 0.1
