@@ -109,7 +109,7 @@ def test_killed_and_resumed_against_an_adversary(
     assert done.returncode == 0, done.stderr
     args = [*overrides(pictures, first_stage_run, tmp_path, adversarial=True), *more]
     # Before it learns, before it is heard, and after.
-    for step, number in ((4, signal.SIGKILL), (7, signal.SIGTERM), (13, signal.SIGKILL)):
+    for step, number in ((4, signal.SIGKILL), (7, signal.SIGTERM), (11, signal.SIGKILL)):
         killed = kill(tmp_path, args, step, int(number), "batch")
         assert killed.returncode == (-9 if number == signal.SIGKILL else 128 + number), killed.stderr
     finished = start(tmp_path, *args)
