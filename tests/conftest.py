@@ -33,6 +33,24 @@ TINY_FIRST_STAGE = [
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
 ]
+# The same against a discriminator that wakes, is heard and is penalized within these few steps.
+TINY_ADVERSARIAL = [
+    *TINY_FIRST_STAGE,
+    "loss=gan",
+    "regularizer=equivariance",
+    "callbacks=first_stage_ema",
+    "optim.lr=0.0002",
+    "first_stage.adversary.discriminator.width=8",
+    "first_stage.adversary.discriminator.layers=2",
+    "first_stage.adversary.discriminator.spectral=true",
+    "first_stage.adversary.start=1",
+    "first_stage.adversary.join=2",
+    "first_stage.adversary.ramp=2",
+    "first_stage.adversary.r1=0.1",
+    "first_stage.adversary.lecam=0.1",
+    # The hinge's pulls at the last bias cancel at first: Adam would blow up what rounding leaves of them.
+    "+first_stage.adversary.optimizer.eps=0.001",
+]
 TINY_LATENT_DIFFUSION = [
     "stage=latent_diffusion",
     "denoiser=dit_tiny",

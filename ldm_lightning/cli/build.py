@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,22 +104,42 @@ def _first_stage_run(config: DictConfig) -> Path:
 
 def _optimizer(config: DictConfig) -> MakeOptimizer:
     make: MakeOptimizer = instantiate(config.optim)
-    try:
-        make([torch.nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optim: {error}") from error
+    _check_optimizer(make, "optim")
     return make
 
 
+def _check_optimizer(make: MakeOptimizer, key: str) -> None:
+    try:
+        make([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: {error}") from error
+
+
 def first_stage(config: DictConfig) -> FirstStage:
-    """The first stage in training."""
-    return FirstStage(
-        autoencoder=instantiate(config.first_stage.autoencoder),
-        loss=instantiate(config.first_stage.loss),
-        optimizer=_optimizer(config),
+    """The first stage in training.
+
+    Raises:
+        UserError: settings that cannot be, or pictures of a size that a part of the loss cannot take.
+    """
+    node, optimizer = config.first_stage, _optimizer(config)
+    module = FirstStage(
+        autoencoder=instantiate(node.autoencoder),
+        loss=instantiate(node.loss),
+        optimizer=optimizer,
         learning_rate=instantiate(config.learning_rate),
+        regularizers={name: instantiate(part) for name, part in (node.get("regularizers") or {}).items() if part},
+        adversary=instantiate(node.get("adversary"), _convert_="object"),
         seed=config.seed,
     )
+    picture = torch.zeros(1, config.derived.channels, config.derived.height, config.derived.width)
+    with torch.no_grad():
+        if module.loss.perceptual is not None:
+            module.loss.perceptual(picture, picture)
+        if module.adversary is not None:
+            _check_optimizer(partial(optimizer, **module.adversary.optimizer), "first_stage.adversary.optimizer")
+            module.adversary.discriminator.eval()(picture)
+            module.adversary.discriminator.train()
+    return module
 
 
 def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:

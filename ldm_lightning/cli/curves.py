@@ -21,7 +21,9 @@ def draw_curves(folder: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     metrics = read_metrics(folder / "metrics.csv")
-    quantities = list(dict.fromkeys(name.rpartition("/")[2] for name in metrics))
+    # A weight that never changes is no curve.
+    moving = [name for name, points in metrics.items() if "/weight/" not in name or len({v for _, v in points}) > 1]
+    quantities = list(dict.fromkeys(name.partition("/")[2] for name in moving))
     if not quantities:
         return None
     columns = min(3, len(quantities))

@@ -28,6 +28,7 @@ _FREE = (
     "runs",
     "logger",
     "callbacks.checkpoints",
+    "callbacks.finite",
     "callbacks.gallery",
     "data.num_workers",
     "data.pin_memory",

@@ -49,7 +49,10 @@ def load_first_stage(run: str | Path) -> Trained[FirstStage]:
     """
     artifact = read_artifact(run, "first_stage")
     config = OmegaConf.create(artifact.manifest["config"])
-    module = build.first_stage(config)
+    lean = config.copy()  # without the networks that only training needs
+    for key in ("adversary", "regularizers", "loss.perceptual"):
+        OmegaConf.update(lean.first_stage, key, None, force_add=True)
+    module = build.first_stage(lean)
     load_weights(module.autoencoder, artifact, run)
     return Trained(module.eval().to(device()), artifact, config)
 

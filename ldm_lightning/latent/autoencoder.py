@@ -41,6 +41,11 @@ class Autoencoder(nn.Module):
         self.latent_channels = latent_channels
         self.in_channels = in_channels
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The last weight of the decoder, where the pulls of two losses at the pictures are compared."""
+        return [parameter for parameter in self.decoder.parameters() if parameter.ndim > 1][-1]
+
     def encode(self, x: Tensor) -> Posterior:
         """Posterior over latents (B, latent_channels, H / factor, W / factor) of pictures (B, C, H, W) in [-1, 1]."""
         return self.posterior.from_parameters(self.encoder(x))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm_lightning.errors import UserError
 from ldm_lightning.latent.posterior import Posterior
 
 __all__ = ["ReconstructionLoss", "Term", "total"]
@@ -18,7 +19,7 @@ class Term:
     """One term of a loss: a scalar and its weight in the sum."""
 
     value: Tensor
-    weight: float
+    weight: float | Tensor
 
 
 def total(terms: dict[str, Term]) -> Tensor:
@@ -28,22 +29,39 @@ def total(terms: dict[str, Term]) -> Tensor:
 
 @dataclass(frozen=True)
 class ReconstructionLoss:
-    """Distance between picture and reconstruction plus the weighted KL of the posterior.
+    """Distance between picture and reconstruction, the posterior's weighted KL, and a perceptual distance if wanted.
 
-    Both are means, over pixels and over latent elements, so that a weight keeps its meaning when the resolution or the
+    All are means, over pixels and over latent elements, so that a weight keeps its meaning when the resolution or the
     down-sampling factor changes (a KL summed over elements, as in Rombach et al. 2022, does not).
 
     Attributes:
         distance: (reconstruction, picture) -> scalar mean over pixels, such as ``torch.nn.L1Loss()``.
         kl_weight: weight of the KL in nats per latent element.
+        free_nats: KL per latent element that costs nothing (the free bits of Kingma et al. 2016, here for each picture,
+            which does not depend on the batch).
+        perceptual: a second distance, such as LPIPS.
+        perceptual_weight: its weight.
     """
 
     distance: Callable[[Tensor, Tensor], Tensor]
     kl_weight: float = 1e-4
+    free_nats: float = 0.0
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
+    perceptual_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kl_weight < 0 or self.free_nats < 0 or self.perceptual_weight <= 0:
+            raise UserError(
+                f"first_stage.loss: kl_weight={self.kl_weight} and free_nats={self.free_nats} must not be below 0, "
+                f"perceptual_weight={self.perceptual_weight} must be above 0"
+            )
 
     def __call__(self, x: Tensor, reconstruction: Tensor, posterior: Posterior) -> dict[str, Term]:
-        """Terms "reconstruction" and "kl" for pictures and reconstructions (B, C, H, W)."""
-        return {
+        """Terms "reconstruction", "kl" and "perceptual" for pictures and reconstructions (B, C, H, W)."""
+        terms = {
             "reconstruction": Term(self.distance(reconstruction, x), 1.0),
-            "kl": Term(posterior.kl().mean(), self.kl_weight),
+            "kl": Term(posterior.kl().clamp(min=self.free_nats).mean(), self.kl_weight),
         }
+        if self.perceptual is not None:
+            terms["perceptual"] = Term(self.perceptual(reconstruction, x), self.perceptual_weight)
+        return terms

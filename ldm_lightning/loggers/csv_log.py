@@ -69,7 +69,9 @@ class CsvLogger(Logger):
             step: optimizer steps completed before the logged batch; none counts as 0.
         """
         epoch = int(metrics["epoch"]) if "epoch" in metrics else ""
-        rows = [[step or 0, epoch, name, repr(float(value))] for name, value in metrics.items() if name != "epoch"]
+        # Sorted: Lightning hands values over in the order of their first appearance, which a resumed run has not seen.
+        named = sorted((name, value) for name, value in metrics.items() if name != "epoch")
+        rows = [[step or 0, epoch, name, repr(float(value))] for name, value in named]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             _repair(file)

@@ -92,10 +92,14 @@ class TinyExtractor(Extractor):
             layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, dim, 3, 2, 1), nn.ReLU()]
         super().__init__("tiny", dim, nn.Sequential(*layers))
 
+    def feature_map(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, dim, H / 4, W / 4)."""
+        features: Tensor = self.network(_rgb(images))
+        return features
+
     def features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, dim)."""
-        pooled: Tensor = self.network(_rgb(images)).mean((2, 3))
-        return pooled
+        return self.feature_map(images).mean((2, 3))
 
 
 class InceptionExtractor(Extractor):
@@ -177,7 +181,11 @@ class EfficientNetLite0(Extractor):
         resized = F.interpolate(_rgb(images), size, mode="bilinear", antialias=True, align_corners=False)
         return ((resized + 1) * 127.5 - 127) / 128
 
+    def feature_map(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1280, resolution / 32, resolution / 32)."""
+        features: Tensor = self.network.extract_features(self.preprocess(images))
+        return features
+
     def features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1280)."""
-        pooled: Tensor = self.network.extract_features(self.preprocess(images)).mean((2, 3))
-        return pooled
+        return self.feature_map(images).mean((2, 3))

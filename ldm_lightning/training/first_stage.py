@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.latent.autoencoder import Autoencoder
-from ldm_lightning.latent.reconstruction import ReconstructionLoss, total
+from ldm_lightning.latent.reconstruction import ReconstructionLoss, Term, total
+from ldm_lightning.latent.regularization import Passage
 from ldm_lightning.latent.scale import LatentStatistics
 from ldm_lightning.metrics.reconstruction import reconstruction_metrics
 from ldm_lightning.rng import Streams
+from ldm_lightning.training.adversary import Adversary
 from ldm_lightning.training.cadence import log_due
 from ldm_lightning.training.means import Means
 from ldm_lightning.training.optim import LearningRate, MakeOptimizer, configure
@@ -32,15 +35,20 @@ class FirstStage(pl.LightningModule):
         loss: its terms.
         optimizer: makes the optimizer from the parameters.
         learning_rate: factor on the optimizer's rate, by step.
+        regularizers: further terms by name, modules called with a :class:`Passage`; they see training only.
+        adversary: judges reconstructions, if there is one.
         seed: of the posterior's noise.
     """
 
     def __init__(
         self,
+        *,
         autoencoder: Autoencoder,
         loss: ReconstructionLoss,
         optimizer: MakeOptimizer,
         learning_rate: LearningRate,
+        regularizers: Mapping[str, nn.Module] | None = None,
+        adversary: Adversary | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -48,26 +56,72 @@ class FirstStage(pl.LightningModule):
         self.loss = loss
         self.optimizer = optimizer
         self.learning_rate = learning_rate
+        self.regularizers = nn.ModuleDict(dict(regularizers or {}))
+        self.adversary = adversary
         self.seed = seed
         self.val_means = Means()
         self.val_metrics = reconstruction_metrics()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Optimizer and schedule over the whole run."""
-        return configure(self, self.autoencoder, self.optimizer, self.learning_rate)
+        """One optimizer and schedule over the whole run; an adversary's parameters are a group of their own."""
+        groups: list[dict[str, Any]] = [{"params": [*self.autoencoder.parameters(), *self.regularizers.parameters()]}]
+        if self.adversary is not None:
+            groups.append({"params": list(self.adversary.parameters()), **self.adversary.optimizer})
+        return configure(self, groups, self.optimizer, self.learning_rate)
+
+    def on_fit_start(self) -> None:
+        """Say so if the adversary will never be heard."""
+        if self.adversary is not None:
+            self.adversary.announce(self.trainer.max_steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Encode, draw, decode, compare."""
-        posterior = self.autoencoder.encode(batch.x)
+        step, autoencoder = self.global_step, self.autoencoder
+        posterior = autoencoder.encode(batch.x)
         z = posterior.sample(Streams(self.seed, batch.index, batch.epoch))
-        terms = self.loss(batch.x, self.autoencoder.decode(z), posterior)
-        loss = total(terms)
+        reconstruction = autoencoder.decode(z)
+        terms = self.loss(batch.x, reconstruction, posterior)
+        fidelity = total(terms)
+        passage = Passage(batch.x, z, autoencoder.decode, Streams(self.seed, torch.zeros(1, dtype=torch.int64), step))
+        terms |= {name: regularizer(passage) for name, regularizer in self.regularizers.items()}
+        if self.adversary is None:
+            loss = objective = total(terms)
+        else:
+            terms |= self.adversary.generator_terms(step, reconstruction, fidelity, autoencoder.last_layer)
+            loss = total(terms)
+            own, said = self.adversary.discriminator_terms(step, batch.x, reconstruction)
+            objective = loss + total(own)
+            if log_due(self):
+                self._log_terms("train/discriminator", own, len(batch))
+                said = {f"train/discriminator/{name}": value for name, value in said.items()}
+                self.log_dict(said, sync_dist=True, batch_size=len(batch))
         if log_due(self):
-            values = {f"train/{name}": term.value for name, term in terms.items()}
-            self.log_dict(values, sync_dist=True, batch_size=len(batch))
+            self._log_terms("train", terms, len(batch))
             self.log("train/loss", loss, sync_dist=True, prog_bar=True, batch_size=len(batch))
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss
+        return objective
+
+    def _log_terms(self, place: str, terms: dict[str, Term], samples: int) -> None:
+        """Every term and its weight."""
+        values = {f"{place}/{name}": term.value for name, term in terms.items()}
+        self.log_dict(values, sync_dist=True, batch_size=samples)
+        weights = {f"{place}/weight/{name}": torch.as_tensor(term.weight).float() for name, term in terms.items()}
+        self.log_dict(weights)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Let an adversary rest that does not learn yet."""
+        if self.adversary is not None:
+            self.adversary.rest(self.global_step)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip each parameter group by itself: one player's large gradient must not shorten the other's."""
+        if not gradient_clip_val:
+            return
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        for group in optimizer.param_groups:
+            clip(group["params"], gradient_clip_val)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss and the reconstruction metrics of the posterior's mode."""

@@ -71,7 +71,8 @@ class LatentDiffusion(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and schedule over the whole run."""
-        return configure(self, self.denoiser, self.optimizer, self.learning_rate)
+        groups = [{"params": list(self.denoiser.parameters())}]
+        return configure(self, groups, self.optimizer, self.learning_rate)
 
     def on_fit_start(self) -> None:
         """The frozen stage is no submodule, so Lightning does not move it."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 __all__ = ["Constant", "Cosine", "LearningRate", "MakeOptimizer", "configure"]
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeOptimizer = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
 
 
 class LearningRate(Protocol):
@@ -53,10 +53,13 @@ class Cosine:
 
 
 def configure(
-    module: pl.LightningModule, trained: nn.Module, optimizer: MakeOptimizer, learning_rate: LearningRate
+    module: pl.LightningModule,
+    groups: Sequence[dict[str, Any]],
+    optimizer: MakeOptimizer,
+    learning_rate: LearningRate,
 ) -> OptimizerLRSchedulerConfig:
-    """Optimizer of ``trained``'s parameters with a schedule over the trainer's whole run, stepped every step."""
-    made = optimizer(trained.parameters())
+    """One optimizer of parameter ``groups`` with a schedule over the trainer's whole run, stepped every step."""
+    made = optimizer(groups)
     total = float(module.trainer.estimated_stepping_batches)
     schedule = LambdaLR(made, lambda step: learning_rate(step, total))
     return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

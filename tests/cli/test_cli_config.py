@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
+import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -59,7 +61,9 @@ def verb_and_overrides(group: str, option: str) -> tuple[str, list[str]]:
         return "evaluate", [f"{group}={option}"]
     if group in ("experiment", "debug", "sweep", "stage", "data", "trainer", "logger", "optim", "learning_rate"):
         return "train", [f"{group}={option}"]
-    if group == "first_stage" or (group == "callbacks" and option == "first_stage"):
+    if group == "adversary":
+        return "train", ["stage=first_stage", f"+adversary@first_stage.adversary={option}"]
+    if group in ("first_stage", "loss", "regularizer") or (group == "callbacks" and option.startswith("first_stage")):
         return "train", ["stage=first_stage", f"{group}={option}"]
     return "train", ["stage=latent_diffusion", f"{group}={option}"]
 
@@ -76,15 +80,16 @@ def buildable(config: DictConfig) -> dict[str, Any]:
     """Nodes that name a callable, by their key, the shortcuts of the data node left out."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    nodes = {}
-    for key, node in plain.items():
+    plain["data"] = {k: v for k, v in plain.get("data", {}).items() if k not in DATA_SHORTCUTS}
+
+    def walk(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         if isinstance(node, dict) and "_target_" in node:
-            nodes[str(key)] = {k: v for k, v in node.items() if key != "data" or k not in DATA_SHORTCUTS}
+            yield key, node
         elif isinstance(node, dict):
-            nodes |= {
-                f"{key}.{name}": dict(sub) for name, sub in node.items() if isinstance(sub, dict) and "_target_" in sub
-            }
-    return nodes
+            for name, below in node.items():
+                yield from walk(f"{key}.{name}" if key else name, below)
+
+    return dict(walk("", plain))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -92,7 +97,9 @@ def test_every_option_is_built(group: str, option: str, tmp_path: Path) -> None:
     verb, overrides = verb_and_overrides(group, option)
     config = compose(verb, *overrides, *([f"runs={tmp_path}", "trainer.devices=1"] if verb == "train" else []))
     for name, node in buildable(config).items():
-        if node["_target_"].endswith("InceptionExtractor"):
+        if node["_target_"].endswith("InceptionExtractor") or node.get("perceptual", {}).get("_target_", "").endswith(
+            ".Lpips"
+        ):
             with pytest.raises(Exception, match="fid"):
                 instantiate(node)
             continue
@@ -124,10 +131,36 @@ def test_parts_of_an_objective_compose_with_it(part: str, objective: str) -> Non
         assert made.importance is not None if part == "importance" else callable(next(iter(made.terms.values())))
 
 
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "loss" / "distance").glob("*.yaml")))
+def test_distances_compose_with_every_loss(option: str) -> None:
+    for loss in ("l1_kl", "perceptual_gan"):
+        config = compose("train", f"loss={loss}", f"loss/distance={option}")
+        check(config.first_stage)
+        distance = instantiate(config.first_stage.loss.distance)
+        assert distance(torch.ones(2), torch.zeros(2)) == pytest.approx({"huber": 0.095}.get(option, 1.0))
+
+
+def test_losses_and_regularizers_are_deltas() -> None:
+    config = compose(
+        "train",
+        "first_stage=kl_f8",
+        "loss=perceptual_gan",
+        "loss/distance=l2",
+        "regularizer=[equivariance,alignment]",
+        "first_stage.loss.kl_weight=1e-6",
+    )
+    node = config.first_stage
+    assert node.loss.distance._target_ == "torch.nn.MSELoss"
+    assert (node.loss.kl_weight, len(node.autoencoder.encoder.channels)) == (1e-6, 4)
+    assert set(node.regularizers) == {"equivariance", "alignment"}
+    assert "adversary" in node
+    assert "adversary" not in compose("train").first_stage
+
+
 def test_every_yaml_says_what_it_is() -> None:
     """Each yaml says in its first comment what it is and where it comes from."""
     for path in CONF.rglob("*.yaml"):
-        lines = [line for line in path.read_text().splitlines() if line != "# @package _global_"]
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package ")]
         assert lines[0].startswith("# "), path
 
 
@@ -151,10 +184,12 @@ def first_stage_of(experiment: str) -> str:
 def test_every_experiment_trains(
     experiment: str, ldm: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    if "gan" in experiment and importlib.util.find_spec("stlpips_pytorch") is None:
+        pytest.skip("needs the extra offline")
     if "fashion" in experiment and not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip("needs the Debian package dataset-fashion-mnist")
     runs = tmp_path_factory.getbasetemp() / "experiments"
-    first = runs / first_stage_of(experiment)
+    first = runs / (experiment if "first_stage" in experiment else first_stage_of(experiment))
     if not first.exists():
         done = ldm(
             "train",

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldm_lightning.artifact import read_artifact
 
@@ -33,16 +34,15 @@ def start(tmp_path: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def overrides(pictures: Path, first_stage_run: Path, runs: Path) -> list[str]:
-    from tests.conftest import TINY_LATENT_DIFFUSION
+def overrides(pictures: Path, first_stage_run: Path, runs: Path, adversarial: bool = False) -> list[str]:
+    from tests.conftest import TINY_ADVERSARIAL, TINY_LATENT_DIFFUSION
 
     return [
         "data=image_folder",
         f"data.root={pictures}",
         "name=run",
         f"runs={runs}",
-        f"first_stage.run={first_stage_run}",
-        *TINY_LATENT_DIFFUSION,
+        *(TINY_ADVERSARIAL if adversarial else [f"first_stage.run={first_stage_run}", *TINY_LATENT_DIFFUSION]),
         "trainer.max_steps=14",  # 64 training pictures: 4 batches an epoch
         "trainer.val_check_interval=5",
         "callbacks.checkpoints.every_n_steps=3",
@@ -114,6 +114,28 @@ def test_times_that_learn_from_losses_resume_where_they_were(
     assert finished.returncode == 0, finished.stderr
     assert "resuming from last.ckpt" in finished.stderr
     same(tmp_path / "run", whole / "run")
+
+
+def test_killed_and_resumed_against_an_adversary(
+    pictures: Path, first_stage_run: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Both players, their optimizer's state, spectral norms and moving averages resume bit for bit."""
+    whole = tmp_path_factory.mktemp("adversarial")
+    more = ["first_stage.adversary.start=5", "first_stage.adversary.join=8", "trainer.max_steps=14"]
+    done = start(whole, *overrides(pictures, first_stage_run, whole, adversarial=True), *more)
+    assert done.returncode == 0, done.stderr
+    args = [*overrides(pictures, first_stage_run, tmp_path, adversarial=True), *more]
+    # Before it learns, before it is heard, and after.
+    for step, number in ((4, signal.SIGKILL), (7, signal.SIGTERM), (11, signal.SIGKILL)):
+        killed = kill(tmp_path, args, step, int(number), "batch")
+        assert killed.returncode == (-9 if number == signal.SIGKILL else 128 + number), killed.stderr
+    finished = start(tmp_path, *args)
+    assert finished.returncode == 0, finished.stderr
+    same(tmp_path / "run", whole / "run")
+    ends = [torch.load(run / "run/checkpoints/last.ckpt", weights_only=True) for run in (tmp_path, whole)]
+    assert ends[0]["global_step"] == ends[1]["global_step"] == 14
+    for name, value in ends[1]["state_dict"].items():
+        assert torch.equal(ends[0]["state_dict"][name], value), name
 
 
 @pytest.mark.slow

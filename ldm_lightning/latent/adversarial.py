@@ -1,0 +1,142 @@
+r"""Adversarial losses: two games, two regularizers of the discriminator, and the weight of the generator's term.
+
+``real`` and ``fake`` are the discriminator's logits, of any shape, for pictures and for reconstructions; positive says
+real. All losses are means over them.
+
+The adaptive weight (Esser et al. 2021, "VQGAN", eq. 7) makes the adversarial term pull at the decoder's last layer
+:math:`L` as hard as the reconstruction does:
+
+.. math:: \lambda = \frac{\lVert\nabla_L \mathcal{L}_{rec}\rVert}{\lVert\nabla_L \mathcal{L}_{adv}\rVert + \delta}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm_lightning.errors import UserError
+
+__all__ = ["AdaptiveWeight", "Game", "Hinge", "NonSaturating", "gradient_penalty", "lecam", "mean_over_ranks"]
+
+
+class Game(Protocol):
+    """What the two players minimize."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """The generator's loss, a scalar."""
+        ...
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The discriminator's loss, a scalar."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hinge:
+    """The hinge game (Lim & Ye 2017); halved, as in Esser et al. 2021."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E[D(fake)]."""
+        return -fake.mean()
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """(E[max(0, 1 - D(real))] + E[max(0, 1 + D(fake))]) / 2."""
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+@dataclass(frozen=True)
+class NonSaturating:
+    """The game of Goodfellow et al. 2014 in its form whose generator still learns when it loses."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E[log sigmoid(D(fake))]."""
+        return F.softplus(-fake).mean()
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """-(E[log sigmoid(D(real))] + E[log sigmoid(-D(fake))]) / 2."""
+        return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """R1 (Mescheder et al. 2018): half the mean squared norm of the gradient of a picture's mean logit, a scalar.
+
+    Computed in float32 whatever the precision around it: the gradient of a gradient has no range to spare.
+
+    Args:
+        discriminator: pictures (B, C, H, W) -> logits (B, ...), each picture judged by itself.
+        x: real pictures.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.detach().float().requires_grad_()
+        logits = discriminator(x).reshape(len(x), -1).mean(1)
+        (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+        return 0.5 * gradient.square().flatten(1).sum(1).mean()
+
+
+def lecam(real: Tensor, fake: Tensor, anchors: Tensor) -> Tensor:
+    """LeCam regularization (Tseng et al. 2021, eq. 5) for little data: logits are pulled to the other side's mean.
+
+    Args:
+        real: logits.
+        fake: logits.
+        anchors: (2,) moving averages of the mean logits of real and of fake pictures, without gradient.
+    """
+    return (real - anchors[1]).square().mean() + (fake - anchors[0]).square().mean()
+
+
+@dataclass(frozen=True)
+class AdaptiveWeight:
+    """The ratio of gradient norms at the decoder's last layer, at most ``cap``, without gradient.
+
+    The gradients are those of the batch over all processes, so that these agree on the weight, and are of float32
+    parameters, so that the weight is float32 under mixed precision too.
+
+    Attributes:
+        cap: largest weight, for when the discriminator has nothing to say.
+        delta: of eq. 7.
+    """
+
+    cap: float = 100.0
+    delta: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if not (self.cap > 0 and self.delta > 0):
+            raise UserError(f"adversary.balance: cap={self.cap} and delta={self.delta} must be above 0")
+
+    def __call__(self, reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+        """The weight, a scalar.
+
+        Args:
+            reconstruction: loss of this process, a scalar whose graph is kept.
+            adversarial: the generator's loss, likewise.
+            last_layer: the parameter both are differentiated by.
+        """
+        with torch.autocast(last_layer.device.type, enabled=False):
+            gradients = [_gradient(loss, last_layer).float() for loss in (reconstruction, adversarial)]
+            wanted, given = mean_over_ranks(torch.stack(gradients)).flatten(1).norm(dim=1)
+            weight: Tensor = (wanted / (given + self.delta)).clamp(max=self.cap)
+            return weight
+
+
+def _gradient(loss: Tensor, parameter: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        raise UserError(
+            "the adaptive weight needs the decoder's output layer, but the weight that it registers last makes no "
+            "pictures: register the output layer last, or set first_stage.adversary.balance=null"
+        )
+    return gradient
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """``value`` averaged over all processes, which must all call this; without gradient."""
+    value = value.detach()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value

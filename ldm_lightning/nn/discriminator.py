@@ -1,0 +1,72 @@
+"""The patch discriminator: one verdict for every overlapping patch of a picture.
+
+PatchGAN (Isola et al. 2017) in the size used for autoencoders (Esser et al. 2021): convolutions of 4 x 4 pixels,
+``layers`` of them at stride 2, two more at stride 1. Three layers judge patches of 70 x 70 pixels. Batch
+normalization is replaced by group normalization, whose answer to a picture does not depend on its batch, and so
+neither on the number of processes.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ldm_lightning.errors import UserError
+from ldm_lightning.nn.layers import group_norm
+
+__all__ = ["PatchDiscriminator"]
+
+
+class PatchDiscriminator(nn.Module):
+    """Pictures (B, in_channels, H, W) -> logits (B, 1, h, w), positive where a patch looks real.
+
+    Args:
+        in_channels: channels of the pictures, any number.
+        width: channels of the first layer; they double from layer to layer, up to eight times.
+        layers: convolutions at stride 2; pictures must have a side of at least 3 * 2^layers, 24 for three.
+        spectral: bound every layer's Lipschitz constant by spectral normalization (Miyato et al. 2018), instead of
+            normalizing its features.
+    """
+
+    def __init__(self, in_channels: int, width: int = 64, layers: int = 3, spectral: bool = False) -> None:
+        super().__init__()
+        if layers < 1 or width < 1:
+            raise UserError(f"discriminator.layers={layers} and discriminator.width={width} must be at least 1")
+        widths = [in_channels, *(width * min(2**layer, 8) for layer in range(layers + 1))]
+        self.net = nn.Sequential()
+        for layer, (before, after) in enumerate(pairwise(widths)):
+            # As in the original, the first layer's features and the verdict are not normalized.
+            norm = [] if spectral or layer == 0 else [group_norm(after)]
+            self.net.extend(
+                [nn.Conv2d(before, after, 4, stride=2 if layer < layers else 1, padding=1), *norm, nn.LeakyReLU(0.2)]
+            )
+        self.net.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        for module in self.net:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+                if spectral:
+                    spectral_norm(module)
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Judge the pictures ``x``.
+
+        Raises:
+            UserError: they are too small for so many layers.
+        """
+        if min(x.shape[2:]) < _smallest(self.layers):
+            fitting = [layers for layers in range(1, self.layers) if min(x.shape[2:]) >= _smallest(layers)]
+            mend = f"set discriminator.layers={fitting[-1]}" if fitting else "use larger pictures"
+            raise UserError(
+                f"pictures of {x.shape[2]}x{x.shape[3]} are too small for a discriminator with layers={self.layers} "
+                f"(at least {_smallest(self.layers)}): {mend}"
+            )
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def _smallest(layers: int) -> int:
+    """Side of the smallest picture that leaves one verdict: two layers at stride 1 take a pixel each."""
+    return int(3 * 2**layers)
