@@ -93,10 +93,9 @@ def measure_samplers(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dic
                 raise
             del made[name]
     rows = {}
-    for name, given in tqdm(made.items(), desc="benchmark", unit="sampler"):
-        # The steps of an adaptive solver are only a bound.
-        sampler = given if isinstance(given, AdaptiveODE) else replace(given, steps=config.steps)
-        rows[name] = _compare(sampler, denoisers, path, z, streams, rounds=config.rounds)
+    for name, sampler in tqdm(made.items(), desc="benchmark", unit="sampler"):
+        steps = {} if isinstance(sampler, AdaptiveODE) else {"steps": config.steps}  # there they are only a bound
+        rows[name] = _compare(replace(sampler, **steps), denoisers, path, z, streams, rounds=config.rounds)
     numbers = {key: config[key] for key in ("steps", "batch_size", "rounds")}
     parameters = sum(weight.numel() for weight in backbone.parameters())
     return rows, numbers | {
