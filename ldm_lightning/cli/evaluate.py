@@ -29,6 +29,7 @@ from ldm_lightning import __version__
 from ldm_lightning.artifact import read_manifest, replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
+from ldm_lightning.cli.latent_data import show_pictures
 from ldm_lightning.cli.likelihood import measure_likelihood
 from ldm_lightning.cli.sample import choose, draw
 from ldm_lightning.cli.schema import check_numbers
@@ -55,6 +56,7 @@ def main(config: DictConfig) -> None:
         raise UserError(f"judge_share={config.judge_share}: set it between 0 and 1, or judge=false")
     manifest = read_manifest(config.run)
     trained = OmegaConf.create(manifest["config"])
+    show_pictures(trained)
     if config.root is not None:
         trained.data.root = trained.data.source.root = config.root
     data = build.data_module(trained)

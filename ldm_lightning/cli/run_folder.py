@@ -26,8 +26,11 @@ _FREE = (
     "callbacks.checkpoints",
     "callbacks.gallery",
     "data.num_workers",
+    "data.pictures",
     "data.pin_memory",
     "data.root",
+    "data.source.pictures.path",
+    "data.source.pictures.root",
     "data.source.root",
     "first_stage.run",
     "guidance.run",
@@ -96,10 +99,10 @@ def is_first_process() -> bool:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep the run folder for this command; a lock dies with its process.
+    """Keep a folder for this command; a lock dies with its process.
 
     Raises:
-        UserError: another command is training in this folder.
+        UserError: another command is at work in this folder.
     """
     if not is_first_process():
         yield
@@ -109,7 +112,7 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"another command is training in {folder}: wait for it, or choose another name=..."
+                f"another command is at work in {folder}: wait for it, or choose another place (name= or output=)"
             ) from None
         yield
 
