@@ -118,3 +118,12 @@ def latent_diffusion_run(pictures: Path, first_stage_run: Path) -> Path:
     result = run_ldm("train", *data, *TINY_LATENT_DIFFUSION, f"runs={first_stage_run.parent}", "name=second")
     assert result.code == 0, result.err
     return first_stage_run.parent / "second"
+
+
+@pytest.fixture(scope="session")
+def latents(first_stage_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the pictures' latents, in three shards."""
+    output = tmp_path_factory.mktemp("latents") / "cache"
+    result = run_ldm("encode", f"run={first_stage_run}", f"output={output}", "shard_size=30", "batch_size=16")
+    assert result.code == 0, result.err
+    return output

@@ -24,7 +24,7 @@ from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.cli.trained import device
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.data.dataset import PictureDataset
-from ldm_lightning.data.latent_files import Manifest, Writer
+from ldm_lightning.data.latent_files import Manifest, Writer, check_folder
 from ldm_lightning.data.loader import Loader
 from ldm_lightning.data.picture import ImageTransform
 from ldm_lightning.errors import UserError, nearest
@@ -49,8 +49,7 @@ def main(config: DictConfig) -> None:
     manifest = _manifest(config, artifact, node, data, autoencoder)
     place = locate(Path(config.run)).absolute()
     root = Path(config.output or place.parent / "latents").absolute()
-    if root.is_file():
-        raise UserError(f"output={root} is a file: give a folder")
+    check_folder(root, manifest)
     root.mkdir(parents=True, exist_ok=True)
     with lock(root):
         writer = Writer(root, manifest)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from ldm_lightning.artifact import replace_file
 from ldm_lightning.errors import UserError
 
-__all__ = ["Manifest", "Shards", "Writer", "read_manifest", "read_samples", "verify"]
+__all__ = ["Manifest", "Shards", "Writer", "check_folder", "read_manifest", "read_samples", "verify"]
 
 MANIFEST = "manifest.json"
 _KIND = "latents"
@@ -213,23 +213,19 @@ class Writer:
     """Makes a cache, or goes on with one.
 
     Args:
-        root: the folder.
+        root: the folder, which exists.
         manifest: what the cache is to hold, still without files.
 
     Attributes:
         missing: numbers of the shards that are still to be written.
 
     Raises:
-        UserError: the folder holds other latents, or something else.
+        UserError: see `check_folder`.
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root, self.manifest = root, manifest
-        # Before the first shard there is nothing that another beginning could spoil.
-        if (root / MANIFEST).exists() and any(root.glob("latents-*.npy")):
-            _refuse_others(root, read_manifest(root, complete=False), manifest)
-        elif any(not path.name.startswith(".") and path.name not in _BEGUN for path in root.iterdir()):
-            raise UserError(f"output={root} holds something else: give a folder of its own")
+        check_folder(root, manifest)
         for stale in root.glob(".*"):  # of a writer that was killed
             if stale.is_dir():
                 shutil.rmtree(stale)
@@ -283,7 +279,19 @@ def _shard_name(number: int, checksum: str) -> str:
     return f"latents-{number:05d}-{checksum[:16]}.npy"
 
 
-def _refuse_others(root: Path, there: Manifest, wanted: Manifest) -> None:
+def check_folder(root: Path, wanted: Manifest) -> None:
+    """Check that a cache may be made, or gone on with, in a folder, which may be missing.
+
+    Raises:
+        UserError: it holds other latents, or something else.
+    """
+    # Before the first shard there is nothing that another beginning could spoil.
+    if not (root / MANIFEST).exists() or not any(root.glob("latents-*.npy")):
+        names = [path.name for path in root.iterdir()] if root.is_dir() else []
+        if root.is_file() or any(not name.startswith(".") and name not in _BEGUN for name in names):
+            raise UserError(f"output={root} holds something else: give a folder of its own")
+        return
+    there = read_manifest(root, complete=False)
     changed = [name for name in _RECIPE if getattr(there, name) != getattr(wanted, name)]
     if changed:
         shown = "; ".join(f"{name}: {_short(there, name)} -> {_short(wanted, name)}" for name in changed)
