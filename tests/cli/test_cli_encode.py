@@ -171,3 +171,27 @@ def test_other_pictures_by_the_same_first_stage(first_stage_run: Path, tmp_path:
     manifest = read_cache(cache)
     assert (manifest.count, manifest.shape, manifest.class_names) == (6, (1, 8, 4, 4), ())
     assert manifest.config["validation"] == 0.05
+
+
+@pytest.mark.slow
+def test_captions_train_from_a_cache_as_from_pictures(
+    pictures: Path, first_stage_run: Path, tmp_path: Path, ldm: Ldm
+) -> None:
+    shutil.copytree(pictures, tmp_path / "pictures")
+    files = sorted(
+        path.relative_to(tmp_path / "pictures").as_posix() for path in (tmp_path / "pictures").rglob("*.png")
+    )
+    rows = [f"{file},a {file[:3]} with é" for file in files[1:]]  # one has none
+    (tmp_path / "pictures" / "c.csv").write_text("\n".join(["file,caption", *rows]), encoding="utf-8")
+    data = ["data=image_folder", f"data.root={tmp_path}/pictures", "data.captions=c.csv", "data.caption_length=12"]
+    data += ["data.size=16", "data.validation=0.2", "data.num_workers=0"]
+    cache = encode(ldm, first_stage_run, tmp_path / "cache", *data, "dtype=float32")
+    tiny = [text for text in CACHED if not text.startswith("condition")]
+    tiny += ["condition=caption", "condition.width=16", "condition.depth=1", "condition.heads=2"]
+    live = train(ldm, tmp_path, "live", *tiny, *data, f"first_stage.run={first_stage_run}")
+    cached = train(ldm, tmp_path, "cached", *tiny, "data=latents", f"data.root={cache}")
+    theirs, ours = (read_metrics(run / "metrics.csv") for run in (live, cached))
+    assert ours.keys() == theirs.keys()
+    for name, points in theirs.items():
+        assert [v for _, v in ours[name]] == pytest.approx([v for _, v in points], rel=1e-6), name
+    assert ldm("sample", f"run={cached}", "n=2", "captions=[a zer]").code == 0
