@@ -53,15 +53,15 @@ def measure(config: DictConfig) -> dict[str, Any]:
         and ``protocol``, with the ratio of the two and the speed of verifying the cache.
     """
     use = DEFAULTS | {key: int(config[key]) for key in DEFAULTS if key in config}
+    transform = ImageTransform(8 * use["latent_size"], flip=True)
     with tempfile.TemporaryDirectory() as folder:
         cache, files = Path(folder) / "cache", Path(folder) / "files"
-        _write_cache(cache, use)
+        _write_cache(cache, use, transform)
         _write_files(files, use)
         opened = LatentCache(str(cache))
         start = time.process_time()
         opened.prepare()
         verified = sum(path.stat().st_size for path in cache.rglob("*")) / (time.process_time() - start)
-        transform = ImageTransform(8 * use["latent_size"], flip=True)
         data = DataModule(opened, transform, use["batch"], validation=0.0, dataset=LatentDataset)
         mapped = data.train_dataloader()
         plain: DataLoader[Any] = DataLoader(_Files(files, use["files"]), use["batch"], shuffle=True)
@@ -91,11 +91,12 @@ def _turn(loader: Iterable[Any], batch: int) -> tuple[float, float]:
     return samples / (time.perf_counter() - start), samples / (time.process_time() - used)
 
 
-def _write_cache(root: Path, use: dict[str, int]) -> None:
+def _write_cache(root: Path, use: dict[str, int], transform: ImageTransform) -> None:
     root.mkdir()
     count, size = use["samples"], use["latent_size"]
     shape = (2, 2 * use["latent_channels"], size, size)
-    manifest = Manifest("none", "none", "none", "float16", shape, count, -(-count // use["shards"]), ("any",), {})
+    shard_size = -(-count // use["shards"])
+    manifest = Manifest("none", repr(transform), "none", "float16", shape, count, shard_size, ("any",), {})
     writer, rng = Writer(root, manifest), np.random.default_rng(0)
     for number in writer.missing:
         part = rng.random((len(writer.samples(number)), *shape), dtype=np.float32)

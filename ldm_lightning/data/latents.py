@@ -133,12 +133,19 @@ class LatentDataset:
         transform: of the pictures; tells whether training mirrors them.
         caption_length: length of the encoded captions in bytes.
         augment_seed: what the mirroring is drawn from; None for none.
+
+    Raises:
+        UserError: the cache was made with another transform.
     """
 
     def __init__(
         self, source: LatentCache, transform: ImageTransform, caption_length: int = 64, augment_seed: int | None = None
     ) -> None:
         self.shards, self.count = source.shards, len(source)
+        if repr(transform) != self.shards.manifest.transform:
+            raise UserError(
+                f"{source.root} was made with {self.shards.manifest.transform}, not with {transform}: encode again"
+            )
         self.augment_seed = augment_seed if transform.flip else None
         conditions = {"class": source.labels(), "caption": source.captions(caption_length)}
         self.conditions = {name: values for name, values in conditions.items() if values is not None}

@@ -149,10 +149,13 @@ def test_evaluation_sees_every_sample_upright(latents, source):
     assert all((batch.x[:, 1] == 0).all() for batch in batches)
 
 
-def test_a_transform_that_mirrors_nothing_takes_one_view(tmp_path, source):
-    root = make(tmp_path / "one", source, transform="plain")
-    data = DataModule(LatentCache(str(root)), ImageTransform(8), 8, validation=0, dataset=LatentDataset)
-    assert all((batch.x[:, 1] == 0).all() for batch in data.train_dataloader())
+def test_another_transform_is_refused(tmp_path, latents, source):
+    plain = ImageTransform(8)
+    with pytest.raises(UserError, match=r"flip=True.*not with .*flip=False"):
+        DataModule(LatentCache(str(latents)), plain, 8, validation=0, dataset=LatentDataset).train_dataloader()
+    root = make(tmp_path / "one", source, transform=repr(plain))
+    data = DataModule(LatentCache(str(root)), plain, 8, validation=0, dataset=LatentDataset)
+    assert all((batch.x[:, 1] == 0).all() for batch in data.train_dataloader())  # it mirrors nothing
 
 
 def test_captions_come_from_the_cache(pictures, tmp_path):
