@@ -53,7 +53,7 @@ def main(config: DictConfig) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with lock(root):
         writer = Writer(root, manifest)
-        if place != root / FIRST_STAGE:
+        if place.resolve() != (root / FIRST_STAGE).resolve():  # mending a cache by its own first stage
             shutil.rmtree(root / FIRST_STAGE, ignore_errors=True)
             copy_artifact(place, root / FIRST_STAGE)
         _encode(autoencoder, data, writer, config.batch_size)

@@ -108,7 +108,10 @@ def read_manifest(root: Path, *, complete: bool = True) -> Manifest:
     """
     path = root / MANIFEST
     if not path.is_file():
-        raise UserError(f"{root} holds no latents: make them by ldm encode run=FIRST_STAGE output={root}")
+        below = root / "latents"  # of a run folder
+        found = (below / MANIFEST).is_file()
+        mend = f"did you mean {below}?" if found else f"make them by ldm encode run=FIRST_STAGE output={root}"
+        raise UserError(f"{root} holds no latents: {mend}")
     try:
         content = json.loads(path.read_bytes())
         kind = content["kind"]

@@ -165,6 +165,11 @@ def _damaged_latents(world: World) -> list[str]:
     return world.cached()
 
 
+def _run_of_latents(world: World) -> list[str]:
+    shutil.copytree(world.latents, world.first / "latents")
+    return world.cached(f"data.root={world.first}")
+
+
 def _other_weights(world: World) -> list[str]:
     artifact = read_artifact(world.first)
     changed = {name: weight + 1 for name, weight in artifact.weights.items()}
@@ -305,6 +310,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     ),
     "latents without a root": (lambda w: ["train", "stage=latent_diffusion", "data=latents"], ["data.root"]),
     "no latents": (lambda w: w.cached(f"data.root={w.pictures}"), ["no latents", "ldm encode"]),
+    "latents of a run": (_run_of_latents, ["did you mean", "first/latents?"]),
     "latents of a model": (lambda w: w.cached(f"data.root={w.first}/export"), ["no latents but a first_stage model"]),
     "latents for a first stage": (
         lambda w: ["train", "data=latents", f"data.root={w.latents}"],
