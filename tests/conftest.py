@@ -167,3 +167,12 @@ def bernoulli_latent_diffusion_run(pictures: Path, bernoulli_first_stage_run: Pa
     result = run_ldm("train", *data, *TINY_LATENT_DIFFUSION, *TINY_BITS, f"runs={runs}", "name=second")
     assert result.code == 0, result.err
     return runs / "second"
+
+
+@pytest.fixture(scope="session")
+def latents(first_stage_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the pictures' latents, in three shards."""
+    output = tmp_path_factory.mktemp("latents") / "cache"
+    result = run_ldm("encode", f"run={first_stage_run}", f"output={output}", "shard_size=30", "batch_size=16")
+    assert result.code == 0, result.err
+    return output

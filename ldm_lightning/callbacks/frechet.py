@@ -29,6 +29,10 @@ class FrechetDuringTraining(pl.Callback):
         self.every_n_validations = every_n_validations
         self.validations = 0
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take one picture: beside cached latents they may be out of reach, and hours later is no time to say so."""
+        trainer.datamodule.pictures("validation", 1)  # type: ignore[attr-defined]
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw this rank's share of the samples and log the distance."""
         if trainer.sanity_checking:

@@ -13,6 +13,7 @@ VERBS = {
     "train": "train a stage; the same command again resumes",
     "sample": "draw pictures from a trained model",
     "reconstruct": "show pictures through a first stage and back",
+    "encode": "write the latents of all pictures, to train a second stage on",
     "evaluate": "measure a trained model, with the protocol beside each figure",
     "benchmark": "measure what a part of the library costs on this machine",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ldm_lightning.artifact import Artifact, read_artifact, read_manifest
 from ldm_lightning.cli.denoiser import denoiser, load_weights
 from ldm_lightning.cli.fit import check_fit
 from ldm_lightning.cli.guidance import guidance
+from ldm_lightning.cli.latent_data import is_cached
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.autoencoder import Autoencoder
@@ -24,6 +26,7 @@ from ldm_lightning.training.optim import MakeOptimizer
 
 __all__ = [
     "DATA_SHORTCUTS",
+    "check_first_stage",
     "data_module",
     "derive",
     "first_stage",
@@ -34,7 +37,7 @@ __all__ = [
 ]
 
 # Keys of data/*.yaml that exist to be short on the command line; the yaml spreads them to where they belong.
-DATA_SHORTCUTS = ("root", "captions", "size")
+DATA_SHORTCUTS = ("root", "captions", "size", "pictures")
 
 
 def data_module(config: DictConfig) -> DataModule:
@@ -63,23 +66,39 @@ def derive(config: DictConfig, data: DataModule) -> None:
         facts["latent_channels"] = config.first_stage.autoencoder.latent_channels
     else:
         trained = read_manifest(_first_stage_run(config), "first_stage")
+        check_first_stage(config.first_stage.run, trained, config, data)
         before = trained["config"]["derived"]
-        splits = {key: trained["config"]["data"][key] for key in ("validation", "test")}
-        if before["contents"] == data.contents and splits != {key: config.data[key] for key in splits}:
-            given = " ".join(f"data.{key}={value}" for key, value in splits.items())
-            raise UserError(
-                f"the first stage was trained on another split of these pictures, so it knows some that would be "
-                f"tested on: add {given}"
-            )
-        if before["channels"] != channels:
-            raise UserError(
-                f"the first stage {config.first_stage.run} was trained on pictures with {before['channels']} channels, "
-                f"but these data have {channels}: set data.transform.channels={before['channels']}, "
-                "or train another first stage"
-            )
         facts |= {"latent_channels": before["latent_channels"], "first_stage": trained["sha256"]}
     with open_dict(config):
         config.derived = facts
+
+
+def check_first_stage(run: str, trained: Mapping[str, Any], config: DictConfig, data: DataModule) -> None:
+    """Check that a first stage suits the data.
+
+    Args:
+        run: what the user calls it.
+        trained: its manifest.
+        config: with the data's node ``data``.
+        data: made of that.
+
+    Raises:
+        UserError: it was trained on pictures that would be tested on, or on pictures of other channels.
+    """
+    before = trained["config"]["derived"]
+    splits = {key: trained["config"]["data"][key] for key in ("validation", "test")}
+    if before["contents"] == data.contents and splits != {key: config.data[key] for key in splits}:
+        given = " ".join(f"data.{key}={value}" for key, value in splits.items())
+        raise UserError(
+            f"the first stage was trained on another split of these pictures, so it knows some that would be "
+            f"tested on: add {given}"
+        )
+    if before["channels"] != data.shape[0]:
+        raise UserError(
+            f"the first stage {run} was trained on pictures with {before['channels']} channels, "
+            f"but these data have {data.shape[0]}: set data.transform.channels={before['channels']}, "
+            "or train another first stage"
+        )
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -93,7 +112,10 @@ def stage(config: DictConfig) -> FirstStage | LatentDiffusion:
     """The stage in training that ``config.stage`` names."""
     if config.stage == "first_stage":
         return first_stage(config)
-    return latent_diffusion(config, _first_stage_run(config))
+    module = latent_diffusion(config, _first_stage_run(config))
+    if is_cached(config):
+        module.first_stage = module.first_stage.for_cache()
+    return module
 
 
 def _first_stage_run(config: DictConfig) -> Path:

@@ -30,6 +30,7 @@ from ldm_lightning import __version__
 from ldm_lightning.artifact import read_manifest, replace_file
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
+from ldm_lightning.cli.latent_data import show_pictures
 from ldm_lightning.cli.likelihood import measure_likelihood
 from ldm_lightning.cli.run_folder import check_writable
 from ldm_lightning.cli.sample import choose, draw
@@ -62,6 +63,7 @@ def main(config: DictConfig) -> None:
     check(config)
     manifest = read_manifest(config.run)
     trained = OmegaConf.create(manifest["config"])
+    show_pictures(trained)
     if config.root is not None:
         trained.data.root = trained.data.source.root = config.root
     data = build.data_module(trained)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm_lightning.cli.hydra_main import split_arguments
 from ldm_lightning.errors import UserError
 
-__all__ = ["check_place", "make_trainer", "name_sweep_job", "settle"]
+__all__ = ["check_place", "make_absolute", "make_trainer", "name_sweep_job", "settle"]
 
 
 def check_place(config: DictConfig) -> None:
@@ -58,7 +58,12 @@ def settle(config: DictConfig) -> None:
         batches = trainer.max_steps * trainer.accumulate_grad_batches
         trainer.val_check_interval = min(trainer.val_check_interval, batches)
     config.run_dir = str(Path(config.run_dir).absolute())
-    for key in ("data.root", "data.source.path", "first_stage.run"):
+    make_absolute(config)
+
+
+def make_absolute(config: DictConfig) -> None:
+    """Make the paths of data and first stage absolute."""
+    for key in ("data.root", "data.pictures", "data.source.path", "first_stage.run"):
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and Path(value).exists():
             OmegaConf.update(config, key, str(Path(value).absolute()))

@@ -31,8 +31,11 @@ _FREE = (
     "callbacks.finite",
     "callbacks.gallery",
     "data.num_workers",
+    "data.pictures",
     "data.pin_memory",
     "data.root",
+    "data.source.pictures.path",
+    "data.source.pictures.root",
     "data.source.root",
     "first_stage.run",
     "guidance.run",
@@ -121,10 +124,10 @@ def is_first_process() -> bool:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep the run folder for this command; a lock dies with its process.
+    """Keep a folder for this command; a lock dies with its process.
 
     Raises:
-        UserError: another command is training in this folder.
+        UserError: another command is at work in this folder.
     """
     if not is_first_process():
         yield
@@ -134,7 +137,7 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"another command is training in {folder}: wait for it, or choose another name=..."
+                f"another command is at work in {folder}: wait for it, or choose another place (name= or output=)"
             ) from None
         yield
 

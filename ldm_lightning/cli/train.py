@@ -22,6 +22,7 @@ from ldm_lightning.callbacks.reseed import Reseed
 from ldm_lightning.callbacks.rewind import RewindMetrics
 from ldm_lightning.cli import build
 from ldm_lightning.cli.curves import draw_curves
+from ldm_lightning.cli.latent_data import adopt
 from ldm_lightning.cli.launch import check_place, make_trainer, name_sweep_job, settle
 from ldm_lightning.cli.run_folder import SAME_COMMAND, claim, is_first_process, lock, write_log
 from ldm_lightning.cli.schema import check
@@ -41,6 +42,7 @@ def main(config: DictConfig) -> float | None:
     check_place(config)
     name_sweep_job(config)
     settle(config)
+    adopt(config)
     folder = Path(config.run_dir)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build.data_module(config)

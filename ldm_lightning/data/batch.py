@@ -16,7 +16,7 @@ class Batch:
     """A batch of samples with their conditions and their identity.
 
     Attributes:
-        x: (B, C, *space) float32 in [-1, 1].
+        x: (B, C, *space) float32 in [-1, 1]; from a latent cache packed posteriors, see `ldm_lightning.data.latents`.
         index: (B,) int64, the global number of each sample in its data set: random numbers are drawn from it.
         condition: tensors by name, first dimension B; ``"class"``: (B,) int64, ``"caption"``: (B, L) int64 bytes.
         epoch: the pass over the data this batch belongs to; 0 for validation.

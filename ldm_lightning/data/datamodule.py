@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from ldm_lightning.data.batch import Batch
-from ldm_lightning.data.dataset import PictureDataset, collate, encode_caption
+from ldm_lightning.data.dataset import MakeDataset, PictureDataset, collate, encode_caption
 from ldm_lightning.data.loader import Loader
 from ldm_lightning.data.order import EpochBatches, EvaluationBatches
 from ldm_lightning.data.philox import permutation
@@ -42,6 +42,7 @@ class DataModule(pl.LightningDataModule):
         caption_length: captions are encoded as this many bytes.
         seed: of the training order and the augmentation. Splits do not depend on it.
         pin_memory: use page-locked memory; None for where there is a GPU.
+        dataset: of a trainer's batches: pictures, or their cached latents (`ldm_lightning.data.latents`).
 
     Raises:
         UserError: the fractions are no partition, or numbers are out of range.
@@ -59,6 +60,7 @@ class DataModule(pl.LightningDataModule):
         caption_length: int = 64,
         seed: int = 0,
         pin_memory: bool | None = None,
+        dataset: MakeDataset = PictureDataset,
     ) -> None:
         super().__init__()
         check_fractions(validation, test)
@@ -70,6 +72,7 @@ class DataModule(pl.LightningDataModule):
         self.validation, self.test = validation, test
         self.caption_length, self.seed = caption_length, seed
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self.dataset = dataset
         self._splits: dict[str, np.ndarray] = {}
         self._order: EpochBatches | None = None
         self._restored: dict[str, int] | None = None
@@ -161,9 +164,14 @@ class DataModule(pl.LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, batches: EpochBatches | EvaluationBatches, augment_seed: int | None) -> Loader:
-        dataset = PictureDataset(self.source, self.transform, self.caption_length, augment_seed)
+    def _loader(
+        self, make: MakeDataset, batches: EpochBatches | EvaluationBatches, augment_seed: int | None = None
+    ) -> Loader:
+        dataset = make(self.source, self.transform, self.caption_length, augment_seed)
         return Loader(dataset, batches, self.num_workers, self.pin_memory)
+
+    def _evaluation(self, make: MakeDataset, indices: np.ndarray) -> Loader:
+        return self._loader(make, EvaluationBatches(indices, self.batch_size, *self._rank_and_world))
 
     def train_dataloader(self) -> Loader:
         """The endless training order with augmentation, from where a restored run stopped.
@@ -184,18 +192,18 @@ class DataModule(pl.LightningDataModule):
             epoch=place["epoch"],
             start=place["batches"],
         )
-        return self._loader(self._order, augment_seed=self.seed)
+        return self._loader(self.dataset, self._order, augment_seed=self.seed)
 
     def val_dataloader(self) -> Loader:
-        """The whole validation split; see `loader`."""
-        return self.loader("validation")
+        """The whole validation split, each sample exactly once over all ranks."""
+        return self._evaluation(self.dataset, self._chosen("validation"))
 
     def test_dataloader(self) -> Loader:
-        """The whole test split; see `loader`."""
-        return self.loader("test")
+        """The whole test split, likewise."""
+        return self._evaluation(self.dataset, self._chosen("test"))
 
     def loader(self, split: str, limit: int | None = None, shuffle_seed: int | None = None) -> Loader:
-        """Samples of a split, each exactly once over all ranks, with the deterministic transform.
+        """Pictures of a split, each exactly once over all ranks, with the deterministic transform.
 
         Args:
             split: ``"train"``, ``"validation"`` or ``"test"``.
@@ -206,10 +214,9 @@ class DataModule(pl.LightningDataModule):
         Raises:
             UserError: there is no such split, it is empty, or it has fewer samples than there are ranks.
         """
-        indices = self._chosen(split, limit, shuffle_seed)
-        return self._loader(EvaluationBatches(indices, self.batch_size, *self._rank_and_world), augment_seed=None)
+        return self._evaluation(PictureDataset, self._chosen(split, limit, shuffle_seed))
 
-    def _chosen(self, split: str, limit: int | None, shuffle_seed: int | None) -> np.ndarray:
+    def _chosen(self, split: str, limit: int | None = None, shuffle_seed: int | None = None) -> np.ndarray:
         """Indices of the samples that :meth:`loader` describes."""
         if split not in SPLITS:
             raise UserError(f"'{split}' is none of the splits {', '.join(SPLITS)}{nearest(split, SPLITS)}")
@@ -227,7 +234,7 @@ class DataModule(pl.LightningDataModule):
         return indices
 
     def pictures(self, split: str, limit: int | None = None, shuffle_seed: int | None = None) -> Batch:
-        """Samples of a split as one batch, the same on every rank; arguments and errors as in :meth:`loader`."""
+        """Pictures of a split as one batch, the same on every rank; arguments and errors as in :meth:`loader`."""
         return collate(
             list(
                 map(

@@ -6,10 +6,13 @@ the same tensor in every worker, on every rank and after every restart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,7 +21,23 @@ from ldm_lightning.data.philox import generator
 from ldm_lightning.data.picture import ImageTransform
 from ldm_lightning.data.source import Source
 
-__all__ = ["PictureDataset", "Sample", "collate", "encode_caption"]
+__all__ = ["AUGMENTATION", "BatchDataset", "MakeDataset", "PictureDataset", "Sample", "collate", "encode_caption"]
+
+AUGMENTATION = "augmentation"  # the purpose of the generators that augmentation is drawn from
+
+
+class BatchDataset(Protocol):
+    """Samples fetched by (epoch, index), with the function that makes a batch of what a fetch returns."""
+
+    def __len__(self) -> int: ...
+
+    def collate(self, samples: Any) -> Batch:
+        """Make a batch of what torch's ``DataLoader`` fetched: a list of samples, or the answer of `__getitems__`."""
+        ...
+
+
+# Called with source, transform, length of captions in bytes, and the seed of the augmentation or None.
+MakeDataset = Callable[[Any, ImageTransform, int, int | None], BatchDataset]
 
 
 @dataclass(frozen=True)
@@ -42,13 +61,17 @@ class PictureDataset(Dataset[Sample]):
 
     Args:
         source: the prepared source.
-        transform: picture -> tensor.
+        transform: (picture, generator or None) -> tensor.
         caption_length: length of the encoded captions in bytes.
         augment_seed: what training augmentation is drawn from; None for the deterministic transform.
     """
 
     def __init__(
-        self, source: Source, transform: ImageTransform, caption_length: int = 64, augment_seed: int | None = None
+        self,
+        source: Source,
+        transform: Callable[[Image, np.random.Generator | None], Tensor],
+        caption_length: int = 64,
+        augment_seed: int | None = None,
     ) -> None:
         self.source, self.transform = source, transform
         self.caption_length, self.augment_seed = caption_length, augment_seed
@@ -58,13 +81,17 @@ class PictureDataset(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        rng = None if self.augment_seed is None else generator(self.augment_seed, "augmentation", epoch, index)
+        rng = None if self.augment_seed is None else generator(self.augment_seed, AUGMENTATION, epoch, index)
         condition = {}
         if (label := self.source.label(index)) is not None:
             condition["class"] = torch.tensor(label)
         if (caption := self.source.caption(index)) is not None:
             condition["caption"] = encode_caption(caption, self.caption_length)
         return Sample(self.transform(self.source.picture(index), rng), index, condition, epoch)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """See :func:`collate`."""
+        return collate(samples)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -6,14 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from ldm_lightning.data.batch import Batch
-from ldm_lightning.data.dataset import PictureDataset, collate
-from ldm_lightning.data.order import EpochBatches, EvaluationBatches
+from ldm_lightning.data.dataset import BatchDataset
 from ldm_lightning.errors import UserError
 
 __all__ = ["Loader"]
@@ -51,18 +50,22 @@ class Loader:
 
     Args:
         dataset: the samples, by (epoch, index).
-        batches: which samples form which batch.
+        batches: which samples form which batch: for each, its keys (epoch, index). A sized iterable.
         num_workers: worker processes; 0 loads in this process. They live as long as the loader.
         pin_memory: copy batches into page-locked memory.
     """
 
     def __init__(
-        self, dataset: PictureDataset, batches: EpochBatches | EvaluationBatches, num_workers: int, pin_memory: bool
+        self,
+        dataset: BatchDataset,
+        batches: Iterable[Sequence[tuple[int, int]]],
+        num_workers: int,
+        pin_memory: bool,
     ) -> None:
         self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=collate,
+            dataset,  # type: ignore[arg-type]  # anything with a length and items serves
+            batch_sampler=batches,  # type: ignore[arg-type]
+            collate_fn=dataset.collate,
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,

@@ -99,6 +99,13 @@ class ImageTransform:
         """Shortest side in pixels of a picture that need not be enlarged, or 1 when enlarging is allowed."""
         return 1 if self.upscale else max(1, self.size - 2 * self.pad)
 
+    def wanders(self, size: tuple[int, int]) -> bool:
+        """Whether the training crop of a picture of ``size`` (width, height) may differ from the central one."""
+        short = min(size) + 2 * self.pad
+        return self.crop == "random" and any(
+            round((side + 2 * self.pad) * self.size / short) > self.size for side in size
+        )
+
     def __call__(self, picture: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
         """Transform one picture.
 

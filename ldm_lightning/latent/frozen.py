@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm_lightning.latent.autoencoder import Autoencoder
+from ldm_lightning.latent.posterior import Posterior
 from ldm_lightning.latent.scale import Scale
 from ldm_lightning.rng import Streams
 
@@ -24,11 +25,22 @@ class FrozenFirstStage:
     Args:
         autoencoder: trained weights inside; put into eval mode, its gradients switched off.
         scale: how the second stage sees its latents.
+        posterior: the first half of :meth:`encode`; the autoencoder's own by default.
     """
 
-    def __init__(self, autoencoder: Autoencoder, scale: Scale) -> None:
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        scale: Scale,
+        posterior: Callable[[Tensor], Posterior] | None = None,
+    ) -> None:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.scale = scale
+        self.posterior = posterior or autoencoder.encode
+
+    def for_cache(self) -> FrozenFirstStage:
+        """This first stage for batches of a latent cache: its :meth:`encode` takes packed posteriors, not pictures."""
+        return FrozenFirstStage(self.autoencoder, self.scale, self.autoencoder.posterior.unpack)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenFirstStage:
         return self
@@ -48,7 +60,7 @@ class FrozenFirstStage:
             streams: noise of the posterior draw; without it the posterior's mode is taken.
         """
         with torch.autocast(x.device.type, enabled=False):  # latents do not depend on the second stage's precision
-            posterior = self.autoencoder.encode(x)
+            posterior = self.posterior(x)
             return self.scale.standardize(posterior.mode() if streams is None else posterior.sample(streams))
 
     @torch.no_grad()

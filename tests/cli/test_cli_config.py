@@ -34,6 +34,11 @@ FREE = {
     "data.source.path": "/nowhere",
     "first_stage.run": "/nowhere",
     "guidance.run": "/nowhere",
+    "data.source.pictures": {"_target_": "ldm_lightning.data.digits.Mnist5k"},
+    "data.transform": {"_target_": "ldm_lightning.data.picture.ImageTransform", "size": 32},
+    "data.validation": 0.1,
+    "data.test": 0.3,
+    "data.caption_length": 64,
 }
 
 

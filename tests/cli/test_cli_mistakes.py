@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
-from ldm_lightning.artifact import write_artifact
+from ldm_lightning.artifact import read_artifact, write_artifact
 from tests.conftest import TINY_BITS, TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
 
 
@@ -25,6 +25,7 @@ class World:
     first: Path
     second: Path
     bits: Path
+    latents: Path
     empty: Path
 
     def folder(self, name: str) -> Path:
@@ -43,6 +44,14 @@ class World:
     def bernoulli(self, *overrides: str) -> list[str]:
         return self.latent_diffusion(f"first_stage.run={self.bits / 'first'}", *TINY_BITS, *overrides)
 
+    def cached(self, *overrides: str) -> list[str]:
+        tiny = [text for text in TINY_LATENT_DIFFUSION if not text.startswith(("data.size", "data.validation"))]
+        data = ["data=latents", f"data.root={self.latents}"]
+        return ["train", *data, *tiny, f"runs={self.empty}/runs", "name=new", *overrides]
+
+    def encode(self, *overrides: str) -> list[str]:
+        return ["encode", f"run={self.first}", f"output={self.empty}/cache", "batch_size=16", *overrides]
+
 
 @pytest.fixture
 def world(
@@ -50,13 +59,15 @@ def world(
     first_stage_run: Path,
     latent_diffusion_run: Path,
     bernoulli_latent_diffusion_run: Path,
+    latents: Path,
     tmp_path: Path,
 ) -> World:
-    first, second, empty = tmp_path / "first", tmp_path / "second", tmp_path / "empty"
+    first, second, cache, empty = (tmp_path / name for name in ("first", "second", "cache", "empty"))
     shutil.copytree(first_stage_run, first)
     shutil.copytree(latent_diffusion_run, second)
+    shutil.copytree(latents, cache)
     empty.mkdir()
-    return World(pictures, first, second, bernoulli_latent_diffusion_run.parent, empty)
+    return World(pictures, first, second, bernoulli_latent_diffusion_run.parent, cache, empty)
 
 
 def _no_pictures(world: World) -> list[str]:
@@ -191,6 +202,33 @@ def _guided_by(world: World, node: str, **changes: object) -> list[str]:
     shutil.copytree(world.second, world.empty / "other")
     _edit_config(world.empty / "other", node, **changes)
     return ["sample", f"run={world.second}", "guidance=autoguidance", f"guidance.run={world.empty}/other"]
+
+
+def _not_square(world: World) -> list[str]:
+    root = world.folder("wide")
+    for number in range(4):
+        Image.new("RGB", (24, 16), (60 * number, 0, 0)).save(root / f"{number}.png")
+    return world.encode("data=image_folder", f"data.root={root}", "data.size=16", "data.num_workers=0")
+
+
+def _damaged_latents(world: World) -> list[str]:
+    shard = next(world.latents.glob("latents-00001-*"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    return world.cached()
+
+
+def _run_of_latents(world: World) -> list[str]:
+    shutil.copytree(world.latents, world.first / "latents")
+    return world.cached(f"data.root={world.first}")
+
+
+def _other_weights(world: World) -> list[str]:
+    artifact = read_artifact(world.first)
+    changed = {name: weight + 1 for name, weight in artifact.weights.items()}
+    write_artifact(world.first / "export", "first_stage", changed, {"config": artifact.manifest["config"]})
+    return world.cached(f"first_stage.run={world.first}")
 
 
 MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
@@ -435,6 +473,43 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "no heads": (lambda w: w.latent_diffusion("denoiser.heads=0"), ["heads"]),
     "no levels": (lambda w: w.first_stage("first_stage.autoencoder.encoder.channels=[]"), ["channels"]),
     "inception without weights": (lambda w: ["evaluate", f"run={w.first}", "extractor=inception"], ["fid"]),
+    "encode by a second stage": (lambda w: ["encode", f"run={w.second}"], ["first_stage model is needed"]),
+    "encode in no precision": (lambda w: w.encode("dtype=flaot32"), ["dtype=flaot32", "did you mean 'float32'"]),
+    "encode nothing at once": (lambda w: w.encode("batch_size=0"), ["batch_size=0"]),
+    "encode over something else": (lambda w: w.encode(f"output={w.pictures}/zero"), ["something else"]),
+    "encode into a file": (lambda w: w.encode(f"output={w.pictures}/zero/000.png"), ["something else"]),
+    "encode into a model": (lambda w: w.encode(f"output={w.second}/export"), ["something else"]),
+    "encode random crops": (_not_square, ["24x16", "+data.transform.crop=center"]),
+    "encode latents": (lambda w: w.encode("data=latents", f"data.root={w.latents}"), ["no pictures to encode"]),
+    "encode another split": (lambda w: w.encode("+data.validation=0.3"), ["another split", "data.validation=0.2"]),
+    "encode other channels": (lambda w: w.encode("+data.transform.channels=1"), ["3 channels"]),
+    "encode no setting": (lambda w: w.encode("+data.transform.flipp=1"), ["data.transform.flipp", "'flip'"]),
+    "encode another transform into a cache": (
+        lambda w: w.encode(f"output={w.latents}", "shard_size=30", "+data.transform.flip=false"),
+        ["another origin", "flip=True", "flip=False", "output="],
+    ),
+    "encode other pictures into a cache": (
+        lambda w: w.encode(f"output={w.latents}", "shard_size=30", f"root={w.pictures}/zero"),
+        ["another origin", "data: ", "count: 80 -> 40"],
+    ),
+    "latents without a root": (lambda w: ["train", "stage=latent_diffusion", "data=latents"], ["data.root"]),
+    "no latents": (lambda w: w.cached(f"data.root={w.pictures}"), ["no latents", "ldm encode"]),
+    "latents of a run": (_run_of_latents, ["did you mean", "first/latents?"]),
+    "latents of a model": (lambda w: w.cached(f"data.root={w.first}/export"), ["no latents but a first_stage model"]),
+    "latents for a first stage": (
+        lambda w: ["train", "data=latents", f"data.root={w.latents}"],
+        ["no pictures for stage=first_stage"],
+    ),
+    "latents damaged": (_damaged_latents, ["latents-00001", "damaged (wrong checksum)", "ldm encode"]),
+    "latents of another first stage": (_other_weights, ["is not the first stage that encoded", "leave it out"]),
+    "latents of another split": (lambda w: w.cached("data.validation=0.3"), ["data.validation=0.3", "made with 0.2"]),
+    "latents beside no pictures": (
+        lambda w: w.cached(
+            *["callbacks=latent_diffusion_fd", "extractor@callbacks.frechet.extractor=tiny"],
+            f"data.pictures={w.empty}/nowhere",
+        ),
+        ["real pictures are needed", "data.pictures=FOLDER"],
+    ),
     "several devices in a sweep": (
         lambda w: w.first_stage("trainer.devices=2", "optim.lr=0.1,0.2", "--multirun"),
         ["launcher"],
@@ -443,7 +518,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
 
 
 def _files(world: World) -> dict[Path, bytes]:
-    kept = (world.first, world.second, world.bits, world.pictures)
+    kept = (world.first, world.second, world.bits, world.latents, world.pictures)
     return {path: path.read_bytes() for root in kept for path in root.rglob("*") if path.is_file()}
 
 

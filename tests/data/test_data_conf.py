@@ -12,7 +12,7 @@ from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.data.fashion import _DEBIAN
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
-SHORTCUTS = ("root", "captions", "size")
+SHORTCUTS = ("root", "captions", "size", "pictures")
 
 
 def build(name: str, *overrides: str, **top) -> DataModule:
@@ -23,9 +23,21 @@ def build(name: str, *overrides: str, **top) -> DataModule:
 
 
 def test_every_configuration_builds(pictures):
-    needed = {"image_folder": ["root=somewhere"], "huggingface": ["source.path=somewhere"]}
+    needed = {
+        "image_folder": ["root=somewhere"],
+        "huggingface": ["source.path=somewhere"],
+        # Facts of the cache, which the command line fills in.
+        "latents": [
+            "root=somewhere",
+            "source.pictures=null",
+            "transform=null",
+            "validation=0.1",
+            "test=0",
+            "caption_length=8",
+        ],
+    }
     names = {path.stem for path in CONF.glob("*.yaml")}
-    assert names == {"image_folder", "mnist5k", "fashion_mnist", "huggingface"}
+    assert names == {"image_folder", "mnist5k", "fashion_mnist", "huggingface", "latents"}
     for name in names:
         assert isinstance(build(name, *needed.get(name, [])), DataModule)
 

@@ -33,6 +33,15 @@ class BernoulliPosterior:
         """Take encoder output (B, C, *space) as logits."""
         return cls(parameters.float())
 
+    def pack(self) -> Tensor:
+        """(B, C, *space), all that :meth:`sample` needs: the logits."""
+        return self.logits
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> BernoulliPosterior:
+        """The posterior that :meth:`pack` made ``packed`` of, whatever its precision now."""
+        return cls(packed.float())
+
     @staticmethod
     def scale(statistics: Mapping[str, Any]) -> BitScale:
         """Bits stay bits, however often each is 1."""

@@ -40,6 +40,16 @@ class GaussianPosterior:
         """Standardized by the measured mean and deviation of each channel."""
         return LatentScale(torch.tensor(statistics["mean"]), torch.tensor(statistics["std"]))
 
+    def pack(self) -> Tensor:
+        """(B, 2 C, *space), all that :meth:`sample` needs: mean and standard deviation, which half precision suits."""
+        return torch.cat([self.mean, torch.exp(0.5 * self.log_var)], dim=1)
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> GaussianPosterior:
+        """The posterior that :meth:`pack` made ``packed`` of, whatever its precision now."""
+        mean, std = packed.float().chunk(2, dim=1)
+        return cls(mean, 2 * std.log())
+
     def sample(self, streams: Streams) -> Tensor:
         """Reparameterized draw; each sample's noise comes from its own stream."""
         noise = streams.normal("posterior", self.mean.shape[1:])

@@ -27,6 +27,15 @@ class Posterior(Protocol):
         """Read the encoder's output (B, parameters_per_channel C, *space)."""
         ...
 
+    def pack(self) -> Tensor:
+        """One tensor (B, P, *space) with all that :meth:`sample` needs, which half precision suits."""
+        ...
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> Self:
+        """The posterior that :meth:`pack` made ``packed`` of, whatever its precision now."""
+        ...
+
     @staticmethod
     def scale(statistics: Mapping[str, Any]) -> Scale:
         """How the diffusion model sees these latents, from what ``LatentStatistics.compute`` has measured."""
