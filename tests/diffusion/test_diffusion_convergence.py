@@ -75,14 +75,15 @@ DETERMINISTIC = {
 
 
 class Basis:
-    """Streams whose noise at step k is given: columns k D .. (k + 1) D of one row for every sample."""
+    """Streams whose noise at step k is given: columns k D .. (k + 1) D of one row for every sample, then zeros."""
 
     def __init__(self, noise: Tensor) -> None:
         self.noise = noise
 
-    def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        step, size = int(purpose.removeprefix("sampler/")), shape[0]
-        return self.noise[:, step * size : (step + 1) * size]
+    def normals(self, purposes: list[str], shape: tuple[int, ...]) -> Tensor:
+        steps, size = [int(purpose.removeprefix("sampler/")) for purpose in purposes], shape[0]
+        given = torch.nn.functional.pad(self.noise, (0, (1 + max(steps)) * size))
+        return torch.stack([given[:, step * size : (step + 1) * size] for step in steps])
 
 
 def affine(sampler: Sampler, path: GaussianPath, data, denoise: Denoise | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -78,8 +78,8 @@ def denoising(request) -> Sampler:
 class Still:
     """Streams of zeros, for tests that count."""
 
-    def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        return torch.zeros(1, *shape)
+    def normals(self, purposes: list[str], shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(len(purposes), 1, *shape)
 
 
 class Draws:
