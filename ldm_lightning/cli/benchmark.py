@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ldm_lightning import __version__
 from ldm_lightning.artifact import replace_file
+from ldm_lightning.cli.benchmark_data import measure_data
 from ldm_lightning.cli.benchmark_sampler import measure_samplers
 from ldm_lightning.cli.trained import device
 from ldm_lightning.errors import UserError, nearest
@@ -25,7 +26,10 @@ from ldm_lightning.errors import UserError, nearest
 __all__ = ["main"]
 
 Rows = dict[str, dict[str, Any]]
-SUBJECTS: dict[str, Callable[[DictConfig], tuple[Rows, dict[str, Any]]]] = {"sampler": measure_samplers}
+SUBJECTS: dict[str, Callable[[DictConfig], tuple[Rows, dict[str, Any]]]] = {
+    "sampler": measure_samplers,
+    "data": measure_data,
+}
 
 
 def main(config: DictConfig) -> None:

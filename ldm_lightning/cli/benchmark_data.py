@@ -1,7 +1,5 @@
 """How fast batches come out of a latent cache, beside a loader that reads one file a sample.
 
-``python -m ldm_lightning.cli.benchmark_data samples=65536`` prints the figures as JSON.
-
 A turn is an epoch from its first ``next`` to its last batch: keys, mirroring, gathering, conditions, one `Batch` with
 packed posteriors (mean and standard deviation in half precision, before the draw), in one process, with all files in
 the page cache. The two loaders take turns and medians count, so that other work on the machine disturbs both alike.
@@ -9,8 +7,6 @@ the page cache. The two loaders take turns and medians count, so that other work
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sized
@@ -20,39 +16,45 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.data.latent_files import Manifest, Writer
 from ldm_lightning.data.latents import LatentCache, LatentDataset
 from ldm_lightning.data.picture import ImageTransform
 
-__all__ = ["DEFAULTS", "measure"]
+__all__ = ["measure_data"]
 
-DEFAULTS: dict[str, int] = {
-    "samples": 65536,
-    "shards": 4,
-    "files": 4096,  # of the loader that reads one a sample
-    "latent_channels": 4,
-    "latent_size": 8,
-    "batch": 256,
-    "rounds": 5,
-}
+SHARDS, FILES = 4, 4096  # of the cache; of the loader that reads one a sample
 
 
-def measure(config: DictConfig) -> dict[str, Any]:
+def measure_data(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Measure both loaders on random latents in a temporary folder.
 
-    Args:
-        config: any of the keys of `DEFAULTS`; others are ignored.
-
     Returns:
-        ``figures``, rows by loader with the samples it delivers in a second and in a second of processor time;
-        and ``protocol``, with the ratio of the two and the speed of verifying the cache.
+        Rows by loader with the samples it delivers in a second and in a second of processor time; and for the
+        protocol, the ratio of the two and the speed of verifying the cache.
+
+    Raises:
+        UserError: an impossible number.
     """
-    use = DEFAULTS | {key: int(config[key]) for key in DEFAULTS if key in config}
+    check_numbers(
+        config,
+        {"samples": int, "batch_size": int, "latent_size": int, "rounds": int},
+        {"samples": SHARDS, "batch_size": 1, "latent_size": 1, "rounds": 1},
+    )
+    use = {
+        "samples": config.samples,
+        "shards": SHARDS,
+        "files": min(FILES, config.samples),
+        "latent_channels": config.derived.latent_channels,
+        "latent_size": config.latent_size,
+        "batch_size": config.batch_size or 256,
+        "rounds": config.rounds,
+    }
     transform = ImageTransform(8 * use["latent_size"], flip=True)
     with tempfile.TemporaryDirectory() as folder:
         cache, files = Path(folder) / "cache", Path(folder) / "files"
@@ -62,10 +64,10 @@ def measure(config: DictConfig) -> dict[str, Any]:
         start = time.process_time()
         opened.prepare()
         verified = sum(path.stat().st_size for path in cache.rglob("*")) / (time.process_time() - start)
-        data = DataModule(opened, transform, use["batch"], validation=0.0, dataset=LatentDataset)
+        data = DataModule(opened, transform, use["batch_size"], validation=0.0, dataset=LatentDataset)
         mapped = data.train_dataloader()
-        plain: DataLoader[Any] = DataLoader(_Files(files, use["files"]), use["batch"], shuffle=True)
-        turns = [(_turn(mapped, use["batch"]), _turn(plain, use["batch"])) for _ in range(use["rounds"] + 1)]
+        plain: DataLoader[Any] = DataLoader(_Files(files, use["files"]), use["batch_size"], shuffle=True)
+        turns = [(_turn(mapped, use["batch_size"]), _turn(plain, use["batch_size"])) for _ in range(use["rounds"] + 1)]
     loaders = {"latent cache": [ours for ours, _ in turns[1:]], "a file a sample": [theirs for _, theirs in turns[1:]]}
     figures = {
         name: dict(zip(("samples_per_s", "samples_per_cpu_s"), map(median, zip(*each, strict=True)), strict=True))
@@ -78,7 +80,7 @@ def measure(config: DictConfig) -> dict[str, Any]:
         "ratio": round(ratio, 1),
         "verified": f"{verified / 1e9:.2f} GB a second of processor time",
     }
-    return {"figures": figures, "protocol": facts | use}
+    return figures, facts | use
 
 
 def _turn(loader: Iterable[Any], batch: int) -> tuple[float, float]:
@@ -123,7 +125,3 @@ class _Files(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return torch.from_numpy(np.load(self.root / f"{index}.npy")), 0
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(OmegaConf.create(dict(OmegaConf.from_dotlist(sys.argv[1:])))), indent=2))

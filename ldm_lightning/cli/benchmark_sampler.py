@@ -70,6 +70,7 @@ def measure_samplers(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dic
         {"steps": int, "batch_size": int, "latent_size": int, "rounds": int},
         {"steps": 1, "batch_size": 1, "latent_size": 1, "rounds": 1},
     )
+    batch_size = config.batch_size or 16
     samplers = {file.stem: file for file in sorted((conf_dir() / "sampler").glob("*.yaml"))}
     for name in config.only or ():
         if name not in samplers:
@@ -79,7 +80,7 @@ def measure_samplers(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dic
     if prediction.outputs_per_channel != 1:
         raise UserError("a network of one output a latent is measured: choose another prediction, such as epsilon")
     shape = (config.derived.latent_channels, config.latent_size, config.latent_size)
-    streams = Streams(0, torch.arange(config.batch_size, device=device()))
+    streams = Streams(0, torch.arange(batch_size, device=device()))
     z = path.prior(streams, shape)
     backbone = instantiate(config.denoiser, vector_width=None, token_width=None)
     networks = {"free": _Free(torch.zeros_like(z)), "real": ConditionalNetwork(backbone, NoCondition())}
@@ -96,7 +97,7 @@ def measure_samplers(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dic
     for name, sampler in tqdm(made.items(), desc="benchmark", unit="sampler"):
         steps = {} if isinstance(sampler, AdaptiveODE) else {"steps": config.steps}  # there they are only a bound
         rows[name] = _compare(replace(sampler, **steps), denoisers, path, z, streams, rounds=config.rounds)
-    numbers = {key: config[key] for key in ("steps", "batch_size", "rounds")}
+    numbers = {"steps": config.steps, "batch_size": batch_size, "rounds": config.rounds}
     parameters = sum(weight.numel() for weight in backbone.parameters())
     return rows, numbers | {
         "latents": "x".join(map(str, shape)),

@@ -47,3 +47,12 @@ def test_mistakes_are_one_line(override: str, words: str, ldm: Callable[..., Res
     assert result.code == 2
     assert re.search(words, result.err), result.err
     assert len(result.err.strip().splitlines()) == 1
+
+
+def test_both_loaders_of_latents_are_measured(ldm: Callable[..., Result], tmp_path: Path) -> None:
+    result = ldm("benchmark", "what=data", "samples=600", "latent_size=2", "rounds=1", f"output={tmp_path}/b.json")
+    assert result.code == 0, result.err
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert written["figures"].keys() == {"latent cache", "a file a sample"}
+    assert all(value > 0 for row in written["figures"].values() for value in row.values())
+    assert written["protocol"].keys() >= {"samples", "batch_size", "ratio", "verified", "threads"}
