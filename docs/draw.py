@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,10 +151,11 @@ class _Unit:
     def __init__(self, rows: int) -> None:
         self.rows = rows
 
-    def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        noise = torch.zeros(self.rows, *shape, dtype=torch.float64)
-        noise[int(purpose.removeprefix("sampler/")) + 1] = 1
-        return noise
+    def normals(self, purposes: Sequence[str], shape: tuple[int, ...]) -> Tensor:
+        rows = torch.arange(self.rows) - 1
+        steps = torch.tensor([int(purpose.removeprefix("sampler/")) for purpose in purposes])
+        ones = (rows == steps[:, None]).double()
+        return ones.view(*ones.shape, *[1] * len(shape)).expand(*ones.shape, *shape)
 
 
 def distance(sampler: smp.Sampler, path: GaussianPath) -> float:

@@ -134,7 +134,8 @@ def test_time_inverts_log_snr(schedule, t):
 @given(log_snr=st.floats(-30, 30))
 def test_log_snr_inverts_time(schedule, log_snr):
     log_snr = max(log_snr, schedule.log_snr(double(1)).item())
-    assert schedule.log_snr(schedule.time(double(log_snr))).item() == pytest.approx(log_snr, abs=1e-9)
+    # Next to the noisy end times lie close: 1e-16 of t = 1 - 1e-7 is 1e-9 of the log-SNR.
+    assert schedule.log_snr(schedule.time(double(log_snr))).item() == pytest.approx(log_snr, abs=1e-8)
 
 
 @settings(deadline=None, max_examples=50)
