@@ -30,6 +30,7 @@ __all__ = [
     "latent_diffusion",
     "resolve",
     "stage",
+    "stands_alone",
 ]
 
 # Keys of data/*.yaml that exist to be short on the command line; the yaml spreads them to where they belong.
@@ -45,7 +46,11 @@ def data_module(config: DictConfig) -> DataModule:
 
 
 def derive(config: DictConfig, data: DataModule) -> None:
-    """Fill in ``config.derived``: what the data and the first stage decide and nobody should type."""
+    """Fill in ``config.derived``: what the data and the first stage decide and nobody should type.
+
+    Raises:
+        UserError: the first stage does not fit the data.
+    """
     data.setup()
     channels, height, width = data.shape
     facts = {
@@ -58,27 +63,55 @@ def derive(config: DictConfig, data: DataModule) -> None:
         "data": data.fingerprint,
         "contents": data.contents,
     }
-    if config.stage == "first_stage":
-        facts["latent_channels"] = config.first_stage.autoencoder.latent_channels
-    else:
-        trained = read_manifest(_first_stage_run(config), "first_stage")
-        before = trained["config"]["derived"]
-        splits = {key: trained["config"]["data"][key] for key in ("validation", "test")}
-        if before["contents"] == data.contents and splits != {key: config.data[key] for key in splits}:
-            given = " ".join(f"data.{key}={value}" for key, value in splits.items())
-            raise UserError(
-                f"the first stage was trained on another split of these pictures, so it knows some that would be "
-                f"tested on: add {given}"
-            )
-        if before["channels"] != channels:
-            raise UserError(
-                f"the first stage {config.first_stage.run} was trained on pictures with {before['channels']} channels, "
-                f"but these data have {channels}: set data.transform.channels={before['channels']}, "
-                "or train another first stage"
-            )
-        facts |= {"latent_channels": before["latent_channels"], "first_stage": trained["sha256"]}
     with open_dict(config):
         config.derived = facts
+        config.derived.update(_latent_facts(config, data))
+
+
+def _latent_facts(config: DictConfig, data: DataModule) -> dict[str, Any]:
+    """Latent channels, and the checksum of the first stage that a second one stands on."""
+    if config.stage == "first_stage":
+        if "autoencoder" not in config.first_stage:
+            raise UserError("first_stage=trained is for a second stage: choose one to train, such as first_stage=kl_f4")
+        return {"latent_channels": instantiate(config.first_stage.autoencoder.bottleneck).latent_channels}
+    if stands_alone(config):
+        autoencoder = _autoencoder(config)
+        if _trains(autoencoder):
+            raise UserError(
+                "this first stage must be trained before: ldm train stage=first_stage first_stage=..., "
+                "then first_stage=trained first_stage.run=FOLDER here"
+            )
+        return {"latent_channels": autoencoder.latent_channels, "first_stage": "identity"}
+    trained = read_manifest(_first_stage_run(config), "first_stage")
+    before = trained["config"]["derived"]
+    splits = {key: trained["config"]["data"][key] for key in ("validation", "test")}
+    if before["contents"] == data.contents and splits != {key: config.data[key] for key in splits}:
+        given = " ".join(f"data.{key}={value}" for key, value in splits.items())
+        raise UserError(
+            f"the first stage was trained on another split of these pictures, so it knows some that would be "
+            f"tested on: add {given}"
+        )
+    if before["channels"] != config.derived.channels:
+        raise UserError(
+            f"the first stage {config.first_stage.run} was trained on pictures with {before['channels']} channels, "
+            f"but these data have {config.derived.channels}: set data.transform.channels={before['channels']}, "
+            "or train another first stage"
+        )
+    return {"latent_channels": before["latent_channels"], "first_stage": trained["sha256"]}
+
+
+def stands_alone(config: DictConfig) -> bool:
+    """Whether a second stage stands on an autoencoder of its own configuration, which then has no weights."""
+    return "autoencoder" in config.first_stage
+
+
+def _autoencoder(config: DictConfig) -> Autoencoder:
+    made: Autoencoder = instantiate(config.first_stage.autoencoder)
+    return made
+
+
+def _trains(autoencoder: Autoencoder) -> bool:
+    return any(parameter.requires_grad for parameter in autoencoder.parameters())
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -92,7 +125,7 @@ def stage(config: DictConfig) -> FirstStage | LatentDiffusion:
     """The stage in training that ``config.stage`` names."""
     if config.stage == "first_stage":
         return first_stage(config)
-    return latent_diffusion(config, _first_stage_run(config))
+    return latent_diffusion(config, None if stands_alone(config) else _first_stage_run(config))
 
 
 def _first_stage_run(config: DictConfig) -> Path:
@@ -112,8 +145,11 @@ def _optimizer(config: DictConfig) -> MakeOptimizer:
 
 def first_stage(config: DictConfig) -> FirstStage:
     """The first stage in training."""
+    autoencoder = _autoencoder(config)
+    if not _trains(autoencoder):
+        raise UserError("this first stage has nothing to train: use it by stage=latent_diffusion first_stage=identity")
     return FirstStage(
-        autoencoder=instantiate(config.first_stage.autoencoder),
+        autoencoder=autoencoder,
         loss=instantiate(config.first_stage.loss),
         optimizer=_optimizer(config),
         learning_rate=instantiate(config.learning_rate),
@@ -121,9 +157,13 @@ def first_stage(config: DictConfig) -> FirstStage:
     )
 
 
-def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
-    """The second stage in training, in the latent space of the first stage in ``run``."""
-    frozen = frozen_first_stage(read_artifact(run, "first_stage"))
+def latent_diffusion(config: DictConfig, run: str | Path | None) -> LatentDiffusion:
+    """The second stage in training, in the latent space of the first stage in ``run``, or of one without weights."""
+    if run is None:
+        autoencoder = _autoencoder(config)
+        frozen = FrozenFirstStage(autoencoder, autoencoder.bottleneck.scale({}))
+    else:
+        frozen = frozen_first_stage(read_artifact(run, "first_stage"))
     derived = config.derived
     latent_shape = frozen.latent_shape((derived.channels, derived.height, derived.width))
     module = LatentDiffusion(
@@ -143,6 +183,6 @@ def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
 
 def frozen_first_stage(artifact: Artifact) -> FrozenFirstStage:
     """A trained first stage as the second stage holds it."""
-    autoencoder: Autoencoder = instantiate(OmegaConf.create(artifact.manifest["config"]).first_stage.autoencoder)
+    autoencoder = _autoencoder(OmegaConf.create(artifact.manifest["config"]))
     load_weights(autoencoder, artifact, "the first stage")
-    return FrozenFirstStage(autoencoder, autoencoder.posterior.scale(artifact.manifest["statistics"]))
+    return FrozenFirstStage(autoencoder, autoencoder.bottleneck.scale(artifact.manifest["statistics"]))

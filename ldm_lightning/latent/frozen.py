@@ -60,5 +60,5 @@ class FrozenFirstStage:
     @torch.no_grad()
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape (C, h, w) of the latent of one picture of ``shape`` (C, H, W)."""
-        device = next(self.autoencoder.parameters()).device
+        device = next((parameter.device for parameter in self.autoencoder.parameters()), None)
         return tuple(self.autoencoder.encode(torch.zeros(1, *shape, device=device)).mode().shape[1:])

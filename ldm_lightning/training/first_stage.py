@@ -9,10 +9,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.latent.autoencoder import Autoencoder
+from ldm_lightning.latent.codes import CodeUsage, code_figures, count_codes
 from ldm_lightning.latent.reconstruction import ReconstructionLoss, total
 from ldm_lightning.latent.scale import LatentStatistics
 from ldm_lightning.metrics.reconstruction import reconstruction_metrics
@@ -51,6 +53,7 @@ class FirstStage(pl.LightningModule):
         self.seed = seed
         self.val_means = Means()
         self.val_metrics = reconstruction_metrics()
+        self.val_usage = CodeUsage(autoencoder.bottleneck.groups, autoencoder.bottleneck.codes)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and schedule over the whole run."""
@@ -58,16 +61,24 @@ class FirstStage(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Encode, draw, decode, compare."""
-        posterior = self.autoencoder.encode(batch.x)
-        z = posterior.sample(Streams(self.seed, batch.index, batch.epoch))
+        posterior, streams = self.autoencoder.encode(batch.x), Streams(self.seed, batch.index, batch.epoch)
+        z = posterior.sample(streams)
+        self.autoencoder.bottleneck.observe(posterior, streams, self.global_step)
         terms = self.loss(batch.x, self.autoencoder.decode(z), posterior)
         loss = total(terms)
         if log_due(self):
             values = {f"train/{name}": term.value for name, term in terms.items()}
+            if (numbers := posterior.numbers()) is not None:
+                figures = code_figures(count_codes(numbers, self.autoencoder.bottleneck.codes))
+                values |= {f"train/batch_{name}": value for name, value in figures.items()}
             self.log_dict(values, sync_dist=True, batch_size=len(batch))
             self.log("train/loss", loss, sync_dist=True, prog_bar=True, batch_size=len(batch))
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """A bottleneck with a state moves on with every optimizer step, whatever number of batches it took."""
+        self.autoencoder.bottleneck.advance(self.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss and the reconstruction metrics of the posterior's mode."""
@@ -75,12 +86,17 @@ class FirstStage(pl.LightningModule):
         reconstruction = self.autoencoder.decode(posterior.mode())
         terms = self.loss(batch.x, reconstruction, posterior)
         self.val_metrics.update(reconstruction.clamp(-1, 1), batch.x)
+        if (numbers := posterior.numbers()) is not None:
+            self.val_usage.update(numbers)
         values = {name: term.value for name, term in terms.items()}
         self.val_means.update(values | {"loss": total(terms)}, len(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and metrics over all of the validation set."""
         values = self.val_means.pop() | self.val_metrics.compute()
+        if self.autoencoder.bottleneck.codes:
+            values |= self.val_usage.compute()
+            self.val_usage.reset()
         self.log_dict({f"val/{name}": value for name, value in values.items()})
         self.val_metrics.reset()
 

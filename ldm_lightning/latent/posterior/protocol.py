@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Protocol
 
 from torch import Tensor
 
-from ldm_lightning.latent.scale import Scale
+from ldm_lightning.latent.term import Term
 from ldm_lightning.rng import Streams
 
 __all__ = ["Posterior"]
 
 
 class Posterior(Protocol):
-    """A distribution q(z | x) of raw latents z (B, C, *space).
-
-    Attributes:
-        parameters_per_channel: how many encoder outputs describe one latent channel.
-    """
-
-    parameters_per_channel: ClassVar[int]
-
-    @classmethod
-    def from_parameters(cls, parameters: Tensor) -> Self:
-        """Read the encoder's output (B, parameters_per_channel C, *space)."""
-        ...
-
-    @staticmethod
-    def scale(statistics: Mapping[str, Any]) -> Scale:
-        """How the diffusion model sees these latents, from what ``LatentStatistics.compute`` has measured."""
-        ...
+    """A distribution q(z | x) of raw latents z (B, C, *space)."""
 
     def sample(self, streams: Streams) -> Tensor:
         """A draw that lets gradients through; each sample's noise comes from its own stream."""
@@ -41,9 +25,17 @@ class Posterior(Protocol):
         ...
 
     def kl(self) -> Tensor:
-        """(B,) divergence from the prior in nats **per latent element**."""
+        """(B,) divergence from the prior in nats **per latent element**: what a latent costs to be told."""
+        ...
+
+    def terms(self) -> Mapping[str, Term]:
+        """Further terms of the first stage's loss, with their weights."""
         ...
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """First and second moment of a draw, elementwise, in float64."""
+        ...
+
+    def numbers(self) -> Tensor | None:
+        """(B, groups, *space) int64, the numbers of the mode's codes; None where latents are continuous."""
         ...
