@@ -17,7 +17,8 @@ class Autoencoder(nn.Module):
     """Pictures to a posterior over latents, latents to pictures.
 
     Args:
-        encoder: factory, called with ``in_channels`` and ``out_channels``.
+        encoder: factory, called with ``in_channels`` and ``out_channels``; its module has an int ``factor``, the
+            down-sampling per side.
         decoder: factory, called with ``in_channels`` and ``out_channels``.
         bottleneck: from the encoder's output to the posterior; says how many channels encoder and latents have.
         in_channels: channels of a picture.
