@@ -7,13 +7,16 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ldm_lightning.artifact import read_artifact
 from ldm_lightning.cli.trained import load_first_stage, load_latent_diffusion
 from ldm_lightning.latent.bottleneck import VectorQuantizer
 from ldm_lightning.loggers.csv_log import read_metrics
+from ldm_lightning.nn import ConvEncoder
 from ldm_lightning.rng import Streams
 from tests.conftest import TINY_BITS, TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
 
@@ -116,3 +119,33 @@ def test_pixels_are_diffused_without_a_first_stage(pictures: Path, tmp_path: Pat
     torch.testing.assert_close(module.first_stage.encode(x, Streams(0, torch.arange(2))), 2 * x)
     torch.testing.assert_close(module.first_stage.decode(2 * x), x)
     assert math.isfinite(read_metrics(tmp_path / "pixels" / "metrics.csv")["val/loss"][-1][1])
+
+
+def test_large_pictures_are_reconstructed_in_tiles(
+    first_stage_run: Path, tmp_path: Path, ldm: Ldm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 255, (12, 12), dtype=np.uint8)
+        Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC).save(large / f"{number}.png")
+    sizes, encode = set(), ConvEncoder.forward
+
+    def watched(self: ConvEncoder, x: torch.Tensor) -> torch.Tensor:
+        sizes.add(tuple(x.shape))
+        return encode(self, x)
+
+    monkeypatch.setattr(ConvEncoder, "forward", watched)
+    said = {}
+    for name, more in (("whole", []), ("tiles", ["tile=48"])):
+        output = tmp_path / f"{name}.png"
+        done = ldm(
+            "reconstruct", f"run={first_stage_run}", f"pictures={large}", "size=96", "n=2", f"output={output}", *more
+        )
+        assert done.code == 0, done.err
+        said[name] = np.asarray(Image.open(output)).astype(int)
+    assert sizes == {(2, 3, 96, 96), (1, 3, 48, 48)}
+    assert np.abs(said["whole"] - said["tiles"]).mean() < 3  # grey levels
+    done = ldm("reconstruct", f"run={first_stage_run}", f"pictures={large}", "size=96", "n=2", "tile=50")
+    assert done.code == 2
+    assert "multiples of 4" in done.err
