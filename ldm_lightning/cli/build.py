@@ -34,6 +34,7 @@ __all__ = [
     "latent_diffusion",
     "resolve",
     "stage",
+    "stands_alone",
 ]
 
 # Keys of data/*.yaml that exist to be short on the command line; the yaml spreads them to where they belong.
@@ -49,7 +50,11 @@ def data_module(config: DictConfig) -> DataModule:
 
 
 def derive(config: DictConfig, data: DataModule) -> None:
-    """Fill in ``config.derived``: what the data and the first stage decide and nobody should type."""
+    """Fill in ``config.derived``: what the data and the first stage decide and nobody should type.
+
+    Raises:
+        UserError: the first stage does not fit the data.
+    """
     data.check_trainable()
     channels, height, width = data.shape
     facts = {
@@ -62,15 +67,43 @@ def derive(config: DictConfig, data: DataModule) -> None:
         "data": data.fingerprint,
         "contents": data.contents,
     }
-    if config.stage == "first_stage":
-        facts["latent_channels"] = config.first_stage.autoencoder.latent_channels
-    else:
-        trained = read_manifest(_first_stage_run(config), "first_stage")
-        check_first_stage(config.first_stage.run, trained, config, data)
-        before = trained["config"]["derived"]
-        facts |= {"latent_channels": before["latent_channels"], "first_stage": trained["sha256"]}
     with open_dict(config):
         config.derived = facts
+        config.derived.update(_latent_facts(config, data))
+
+
+def _latent_facts(config: DictConfig, data: DataModule) -> dict[str, Any]:
+    """Latent channels, and the checksum of the first stage that a second one stands on."""
+    if config.stage == "first_stage":
+        if "autoencoder" not in config.first_stage:
+            raise UserError("first_stage=trained is for a second stage: choose one to train, such as first_stage=kl_f4")
+        return {"latent_channels": instantiate(config.first_stage.autoencoder.bottleneck).latent_channels}
+    if stands_alone(config):
+        autoencoder = _autoencoder(config)
+        if _trains(autoencoder):
+            raise UserError(
+                "this first stage must be trained before: ldm train stage=first_stage first_stage=..., "
+                "then first_stage=trained first_stage.run=FOLDER here"
+            )
+        return {"latent_channels": autoencoder.latent_channels, "first_stage": "identity"}
+    trained = read_manifest(_first_stage_run(config), "first_stage")
+    check_first_stage(config.first_stage.run, trained, config, data)
+    before = trained["config"]["derived"]
+    return {"latent_channels": before["latent_channels"], "first_stage": trained["sha256"]}
+
+
+def stands_alone(config: DictConfig) -> bool:
+    """Whether a second stage stands on an autoencoder of its own configuration, which then has no weights."""
+    return "autoencoder" in config.first_stage
+
+
+def _autoencoder(config: DictConfig) -> Autoencoder:
+    made: Autoencoder = instantiate(config.first_stage.autoencoder)
+    return made
+
+
+def _trains(autoencoder: Autoencoder) -> bool:
+    return any(parameter.requires_grad for parameter in autoencoder.parameters())
 
 
 def check_first_stage(run: str, trained: Mapping[str, Any], config: DictConfig, data: DataModule) -> None:
@@ -112,7 +145,7 @@ def stage(config: DictConfig) -> FirstStage | LatentDiffusion:
     """The stage in training that ``config.stage`` names."""
     if config.stage == "first_stage":
         return first_stage(config)
-    module = latent_diffusion(config, _first_stage_run(config))
+    module = latent_diffusion(config, None if stands_alone(config) else _first_stage_run(config))
     if is_cached(config):
         module.first_stage = module.first_stage.for_cache()
     return module
@@ -143,9 +176,11 @@ def first_stage(config: DictConfig) -> FirstStage:
     Raises:
         UserError: settings that cannot be, or pictures of a size that a part of the loss cannot take.
     """
-    node, optimizer = config.first_stage, _optimizer(config)
+    node, optimizer, autoencoder = config.first_stage, _optimizer(config), _autoencoder(config)
+    if not _trains(autoencoder):
+        raise UserError("this first stage has nothing to train: use it by stage=latent_diffusion first_stage=identity")
     module = FirstStage(
-        autoencoder=instantiate(node.autoencoder),
+        autoencoder=autoencoder,
         loss=instantiate(node.loss),
         optimizer=optimizer,
         learning_rate=instantiate(config.learning_rate),
@@ -164,9 +199,13 @@ def first_stage(config: DictConfig) -> FirstStage:
     return module
 
 
-def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
-    """The second stage in training, in the latent space of the first stage in ``run``."""
-    frozen = frozen_first_stage(read_artifact(run, "first_stage"))
+def latent_diffusion(config: DictConfig, run: str | Path | None) -> LatentDiffusion:
+    """The second stage in training, in the latent space of the first stage in ``run``, or of one without weights."""
+    if run is None:
+        autoencoder = _autoencoder(config)
+        frozen = FrozenFirstStage(autoencoder, autoencoder.bottleneck.scale({}))
+    else:
+        frozen = frozen_first_stage(read_artifact(run, "first_stage"))
     derived = config.derived
     latent_shape = frozen.latent_shape((derived.channels, derived.height, derived.width))
     module = LatentDiffusion(
@@ -186,6 +225,6 @@ def latent_diffusion(config: DictConfig, run: str | Path) -> LatentDiffusion:
 
 def frozen_first_stage(artifact: Artifact) -> FrozenFirstStage:
     """A trained first stage as the second stage holds it."""
-    autoencoder: Autoencoder = instantiate(OmegaConf.create(artifact.manifest["config"]).first_stage.autoencoder)
+    autoencoder = _autoencoder(OmegaConf.create(artifact.manifest["config"]))
     load_weights(autoencoder, artifact, "the first stage")
-    return FrozenFirstStage(autoencoder, autoencoder.posterior.scale(artifact.manifest["statistics"]))
+    return FrozenFirstStage(autoencoder, autoencoder.bottleneck.scale(artifact.manifest["statistics"]))

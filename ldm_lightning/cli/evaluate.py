@@ -5,7 +5,8 @@ A second stage is measured by the Fréchet distance of its samples to real pictu
 that draws perfectly from its training set would reach. With classes, a *judge* (a small classifier trained on other
 real pictures the model never saw) also tells how often a sample is read as the class asked for, beside its accuracy on
 real pictures unknown to it. ``likelihood=...`` adds how likely the reference's latents are under the model. A first
-stage is measured by its reconstructions.
+stage is measured by its reconstructions, by what its latents cost under its prior (bits per pixel: the KL, for codes
+their plain number), and by how many of its codes are in use.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from ldm_lightning.cli.trained import device, load_first_stage, load_latent_diff
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
+from ldm_lightning.latent.codes import CodeUsage
 from ldm_lightning.metrics.class_accuracy import ClassAccuracy, Judge, JudgeExtractor, fit_judge
 from ldm_lightning.metrics.extractor import Extractor
 from ldm_lightning.metrics.frechet import FrechetDistance
@@ -113,16 +115,27 @@ def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], 
         raise UserError(f"likelihood= measures a second stage, but {config.run} holds a first stage: leave it out")
     module = load_first_stage(config.run).module
     split = _reference(config, data)
-    metrics, count = reconstruction_metrics(), 0
+    autoencoder = module.autoencoder
+    metrics, nats, count = reconstruction_metrics(), 0.0, 0
+    usage = CodeUsage(autoencoder.bottleneck.groups, autoencoder.bottleneck.codes)
     distances = [FrechetDistance(extractor).to(device()) for extractor in _extractors(config)]
     for batch in tqdm(data.loader(split, limit=config.n), desc="reconstructing", unit="batch"):
-        reconstruction = module.reconstruct(batch.x.to(module.device)).cpu()
+        with torch.no_grad():
+            posterior = autoencoder.encode(batch.x.to(module.device))
+            z = posterior.mode()
+            reconstruction = autoencoder.decode(z).clamp(-1, 1).cpu()
         metrics.update(reconstruction, batch.x)
+        nats += posterior.kl().sum().item() * z[0].numel()
+        if (numbers := posterior.numbers()) is not None:
+            usage.update(numbers.cpu())
         for distance in distances:
             distance.update(batch.x.to(device()), real=True)
             distance.update(reconstruction.to(device()), real=False)
         count += len(batch)
     figures = {f"{name}@{count}": {"value": float(value)} for name, value in metrics.compute().items()}
+    figures[f"latent_bits_per_pixel@{count}"] = {"value": nats / math.log(2) / (count * math.prod(data.shape[1:]))}
+    if autoencoder.bottleneck.codes:
+        figures |= {f"{name}@{count}": {"value": float(value)} for name, value in usage.compute().items()}
     figures |= {f"r{distance.label}": {"value": float(distance.compute())} for distance in distances}
     return figures, {"reference": split, "n": count}
 

@@ -60,7 +60,7 @@ def _check_bits(module: LatentDiffusion, path: BernoulliPath) -> None:
     if not isinstance(module.first_stage.scale, BitScale):
         raise UserError(
             "the path is a BernoulliPath of bits, but the first stage has continuous latents: choose path=linear_flow, "
-            "or train a first stage with first_stage=bernoulli_f4"
+            "or train a first stage with first_stage=bernoulli_f4 or bsq_f4"
         )
     half = torch.full((1,), 0.5)
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ldm_lightning.callbacks.picture_grid import save_grid
 from ldm_lightning.cli import build
@@ -13,6 +15,8 @@ from ldm_lightning.cli.run_folder import check_writable
 from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import device, load_first_stage
 from ldm_lightning.errors import UserError
+from ldm_lightning.latent.autoencoder import Autoencoder
+from ldm_lightning.latent.tiled import tiled
 from ldm_lightning.metrics.reconstruction import reconstruction_metrics
 
 __all__ = ["main"]
@@ -20,7 +24,8 @@ __all__ = ["main"]
 
 def main(config: DictConfig) -> None:
     """Save rows of originals, reconstructions and differences, and print how far apart they are."""
-    check_numbers(config, {"n": int, "columns": int}, {"n": 1, "columns": 1})
+    kinds = {"n": int, "columns": int, "size": int, "tile": int}
+    check_numbers(config, kinds, dict.fromkeys(kinds, 1))
     sheet = Path(config.output or Path(config.run) / "reconstructions.png")
     if sheet.suffix.lower() != ".png" or sheet.is_dir():
         raise UserError(f"output={sheet} is no file that ends in .png: choose one")
@@ -33,12 +38,27 @@ def main(config: DictConfig) -> None:
         trained.config.data.validation, trained.config.data.test = 0.0, 0.0
     if config.root is not None:
         trained.config.data.root = trained.config.data.source.root = config.root
+    if config.size is not None:
+        trained.config.data.size = trained.config.data.transform.size = config.size
     data = build.data_module(trained.config)
     originals = data.pictures("validation" if config.pictures is None else "train", config.n).x
-    reconstructions = torch.cat([trained.module.reconstruct(part.to(device())).cpu() for part in originals.split(64)])
+    if config.tile is None:
+        reconstruct, batch_size = trained.module.reconstruct, 64
+    else:
+        reconstruct, batch_size = partial(_in_tiles, trained.module.autoencoder, config.tile), 1
+    reconstructions = torch.cat([reconstruct(part.to(device())).cpu() for part in originals.split(batch_size)])
     metrics = reconstruction_metrics()
     metrics.update(reconstructions, originals)
     difference = (reconstructions - originals).abs() - 1
     save_grid(sheet, (originals, reconstructions, difference), config.columns)
     values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.compute().items())
     print(f"{len(originals)} pictures: {values}\noriginal, reconstruction, difference: {sheet}")
+
+
+@torch.no_grad()
+def _in_tiles(autoencoder: Autoencoder, tile: int, x: Tensor) -> Tensor:
+    """As ``FirstStage.reconstruct``, in tiles of ``tile`` pixels a side that overlap by about a quarter."""
+    factor = int(autoencoder.encoder.factor)  # type: ignore[arg-type]
+    overlap = tile // 4 // factor
+    z = tiled(lambda part: autoencoder.encode(part).mode(), x, tile, overlap * factor, 1 / factor)
+    return tiled(autoencoder.decode, z, tile // factor, overlap, factor).clamp(-1, 1)

@@ -26,10 +26,12 @@ from ldm_lightning.cli.latent_data import adopt
 from ldm_lightning.cli.launch import check_place, make_trainer, name_sweep_job, settle
 from ldm_lightning.cli.run_folder import SAME_COMMAND, claim, is_first_process, lock, write_log
 from ldm_lightning.cli.schema import check
+from ldm_lightning.cli.size import size
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
 from ldm_lightning.loggers.csv_log import CsvLogger
-from ldm_lightning.nn.count import parameters
+from ldm_lightning.training.first_stage import FirstStage
+from ldm_lightning.training.latent_diffusion import LatentDiffusion
 
 __all__ = ["main"]
 
@@ -59,13 +61,18 @@ def main(config: DictConfig) -> float | None:
             log.info("%s is finished (step %d); give trainer.max_steps=... to go on", folder, finished["step"])
             loss: float | None = finished["metrics"].get("val/loss")
             return loss
-        if config.stage == "latent_diffusion" and is_first_process() and not (folder / "first_stage").exists():
+        stands_on_a_run = config.stage == "latent_diffusion" and not build.stands_alone(config)
+        if stands_on_a_run and is_first_process() and not (folder / "first_stage").exists():
             copy_artifact(config.first_stage.run, folder / "first_stage")
         return _fit(trainer, module, data, interruption, export)
 
 
 def _fit(
-    trainer: pl.Trainer, module: pl.LightningModule, data: DataModule, interruption: Interruption, export: Export
+    trainer: pl.Trainer,
+    module: FirstStage | LatentDiffusion,
+    data: DataModule,
+    interruption: Interruption,
+    export: Export,
 ) -> float | None:
     folder = export.folder.parent
     checkpoint = latest(folder / "checkpoints")
@@ -130,12 +137,13 @@ def _trainer(config: DictConfig, folder: Path, interruption: Interruption, expor
 
 
 def _announce(
-    module: pl.LightningModule, data: DataModule, trainer: pl.Trainer, folder: Path, checkpoint: Path | None
+    module: FirstStage | LatentDiffusion, data: DataModule, trainer: pl.Trainer, folder: Path, checkpoint: Path | None
 ) -> None:
     if not trainer.is_global_zero:
         return
     sizes = ", ".join(f"{count:,} {split}" for split, count in data.sizes.items())
-    log.info("%s: %.2f M parameters; data: %s pictures", type(module).__name__, parameters(module) / 1e6, sizes)
+    log.info("%s: %s", type(module).__name__, size(module, data))
+    log.info("data: %s pictures", sizes)
     log.info("run folder: %s", folder)
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint.name)

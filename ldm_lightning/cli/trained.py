@@ -71,10 +71,10 @@ def load_latent_diffusion(
         UserError: there is none, or it is damaged, or cannot be guided like this.
     """
     artifact = read_artifact(run, "latent_diffusion")
-    first_stage = locate(Path(run)) / "first_stage"
-    if not first_stage.is_dir():
-        raise UserError(f"{first_stage} is lost: copy the first stage's export folder there")
     config = OmegaConf.create(artifact.manifest["config"])
+    first_stage = None if build.stands_alone(config) else locate(Path(run)) / "first_stage"
+    if first_stage is not None and not first_stage.is_dir():
+        raise UserError(f"{first_stage} is lost: copy the first stage's export folder there")
     if guidance is not None:
         config.guidance = guidance
     if scale is not None:

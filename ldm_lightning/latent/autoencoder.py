@@ -1,13 +1,14 @@
-"""The autoencoder: encoder, posterior and decoder of the first stage."""
+"""The autoencoder: encoder, bottleneck and decoder of the first stage."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from ldm_lightning.errors import UserError
-from ldm_lightning.latent.posterior import GaussianPosterior, Posterior
+from ldm_lightning.latent.bottleneck import Bottleneck
+from ldm_lightning.latent.posterior import Posterior
 
 __all__ = ["Autoencoder"]
 
@@ -19,8 +20,7 @@ class Autoencoder(nn.Module):
         encoder: factory, called with ``in_channels`` and ``out_channels``; its module has an int ``factor``, the
             down-sampling per side.
         decoder: factory, called with ``in_channels`` and ``out_channels``.
-        latent_channels: channels of a latent.
-        posterior: family of the posterior; tells how many encoder outputs one latent channel takes.
+        bottleneck: from the encoder's output to the posterior; says how many channels encoder and latents have.
         in_channels: channels of a picture.
     """
 
@@ -28,17 +28,13 @@ class Autoencoder(nn.Module):
         self,
         encoder: Callable[..., nn.Module],
         decoder: Callable[..., nn.Module],
-        latent_channels: int,
-        posterior: type[Posterior] = GaussianPosterior,
+        bottleneck: Bottleneck,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if latent_channels < 1:
-            raise UserError(f"first_stage.latent_channels={latent_channels}: at least 1 is needed")
-        self.encoder = encoder(in_channels=in_channels, out_channels=posterior.parameters_per_channel * latent_channels)
-        self.decoder = decoder(in_channels=latent_channels, out_channels=in_channels)
-        self.posterior = posterior
-        self.latent_channels = latent_channels
+        self.encoder = encoder(in_channels=in_channels, out_channels=bottleneck.encoder_channels)
+        self.bottleneck = bottleneck
+        self.decoder = decoder(in_channels=bottleneck.latent_channels, out_channels=in_channels)
         self.in_channels = in_channels
 
     @property
@@ -46,9 +42,17 @@ class Autoencoder(nn.Module):
         """The last weight of the decoder, where the pulls of two losses at the pictures are compared."""
         return [parameter for parameter in self.decoder.parameters() if parameter.ndim > 1][-1]
 
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.bottleneck.latent_channels
+
     def encode(self, x: Tensor) -> Posterior:
         """Posterior over latents (B, latent_channels, H / factor, W / factor) of pictures (B, C, H, W) in [-1, 1]."""
-        return self.posterior.from_parameters(self.encoder(x))
+        features = self.encoder(x)
+        with torch.autocast(x.device.type, enabled=False):  # which code is nearest is no question for half precision
+            posterior: Posterior = self.bottleneck(features.float())
+        return posterior
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures (B, C, H, W), about [-1, 1] but not clamped, of raw latents."""

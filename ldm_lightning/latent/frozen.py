@@ -40,7 +40,7 @@ class FrozenFirstStage:
 
     def for_cache(self) -> FrozenFirstStage:
         """This first stage for batches of a latent cache: its :meth:`encode` takes packed posteriors, not pictures."""
-        return FrozenFirstStage(self.autoencoder, self.scale, self.autoencoder.posterior.unpack)
+        return FrozenFirstStage(self.autoencoder, self.scale, self.autoencoder.bottleneck.unpack)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenFirstStage:
         return self
@@ -72,5 +72,5 @@ class FrozenFirstStage:
     @torch.no_grad()
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape (C, h, w) of the latent of one picture of ``shape`` (C, H, W)."""
-        device = next(self.autoencoder.parameters()).device
+        device = next((parameter.device for parameter in self.autoencoder.parameters()), None)
         return tuple(self.autoencoder.encode(torch.zeros(1, *shape, device=device)).mode().shape[1:])

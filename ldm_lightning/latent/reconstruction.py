@@ -5,38 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.posterior import Posterior
+from ldm_lightning.latent.term import Term, total
 
 __all__ = ["ReconstructionLoss", "Term", "total"]
 
 
 @dataclass(frozen=True)
-class Term:
-    """One term of a loss: a scalar and its weight in the sum."""
-
-    value: Tensor
-    weight: float | Tensor
-
-
-def total(terms: dict[str, Term]) -> Tensor:
-    """Weighted sum of the terms, a scalar."""
-    return torch.stack([term.weight * term.value for term in terms.values()]).sum()
-
-
-@dataclass(frozen=True)
 class ReconstructionLoss:
-    """Distance between picture and reconstruction, the posterior's weighted KL, and a perceptual distance if wanted.
+    """Distances between picture and reconstruction, the posterior's weighted KL, and terms that its family brings.
 
     All are means, over pixels and over latent elements, so that a weight keeps its meaning when the resolution or the
     down-sampling factor changes (a KL summed over elements, as in Rombach et al. 2022, does not).
 
     Attributes:
         distance: (reconstruction, picture) -> scalar mean over pixels, such as ``torch.nn.L1Loss()``.
-        kl_weight: weight of the KL in nats per latent element.
+        kl_weight: weight of the KL in nats per latent element; where codes are deterministic that is a constant.
         free_nats: KL per latent element that costs nothing (the free bits of Kingma et al. 2016, here for each picture,
             which does not depend on the batch).
         perceptual: a second distance, such as LPIPS.
@@ -57,10 +44,11 @@ class ReconstructionLoss:
             )
 
     def __call__(self, x: Tensor, reconstruction: Tensor, posterior: Posterior) -> dict[str, Term]:
-        """Terms "reconstruction", "kl" and "perceptual" for pictures and reconstructions (B, C, H, W)."""
+        """Terms "reconstruction", "kl", "perceptual" and the posterior's own, for pictures (B, C, H, W)."""
         terms = {
             "reconstruction": Term(self.distance(reconstruction, x), 1.0),
             "kl": Term(posterior.kl().clamp(min=self.free_nats).mean(), self.kl_weight),
+            **posterior.terms(),
         }
         if self.perceptual is not None:
             terms["perceptual"] = Term(self.perceptual(reconstruction, x), self.perceptual_weight)

@@ -1,13 +1,14 @@
 """Standardized latents: zero mean and unit standard deviation per channel, from statistics of many pictures.
 
-Bits 0 and 1 become -1 and 1, which is the same for fair coins, whatever was measured: a diffusion of bits needs bits,
-and one of numbers gets "analog bits" (Chen et al. 2023).
+Bits become -1 and 1, which is the same for fair coins, whatever was measured: a diffusion of bits needs bits, and one
+of numbers gets "analog bits" (Chen et al. 2023). Codes of a book are standardized like any numbers.
 
 The diffusion room assumes standardized latents; nobody multiplies by a scale factor by hand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from torchmetrics import Metric
 
 from ldm_lightning.errors import UserError
 
-__all__ = ["BitScale", "LatentScale", "LatentStatistics", "Scale"]
+__all__ = ["BitScale", "CodeScale", "LatentScale", "LatentStatistics", "Scale"]
 
 
 class Scale(Protocol):
@@ -36,15 +37,24 @@ class Scale(Protocol):
 
 
 class BitScale(nn.Module):
-    """Bits as 0 and 1 <-> as -1 and 1."""
+    """Bits as two raw values <-> as -1 and 1.
+
+    Args:
+        low: the raw value of a bit that is off.
+        high: that of one that is on.
+    """
+
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__()
+        self.low, self.high = low, high
 
     def standardize(self, raw: Tensor) -> Tensor:
-        """0 and 1 -> -1 and 1."""
-        return 2 * raw - 1
+        """``low`` and ``high`` -> exactly -1 and 1."""
+        return 2 * (raw > (self.low + self.high) / 2).to(raw.dtype) - 1
 
     def unstandardize(self, z: Tensor) -> Tensor:
-        """-1 and 1 -> 0 and 1; of analog bits the sign counts, so that a decoder is always given bits."""
-        return (z > 0).to(z.dtype)
+        """-1 and 1 -> ``low`` and ``high``; of analog bits the sign counts, so that a decoder is always given bits."""
+        return torch.where(z > 0, self.high, self.low).to(z.dtype)
 
 
 class LatentScale(nn.Module):
@@ -72,6 +82,11 @@ class LatentScale(nn.Module):
         self.register_buffer("mean", mean.float())
         self.register_buffer("std", std.float())
 
+    @classmethod
+    def measured(cls, statistics: Mapping[str, Any]) -> LatentScale:
+        """The map to mean 0 and deviation 1, from what :class:`LatentStatistics` has measured."""
+        return cls(torch.tensor(statistics["mean"]), torch.tensor(statistics["std"]))
+
     def standardize(self, raw: Tensor) -> Tensor:
         """Raw latents (B, C, *space) -> standardized latents."""
         return (raw - _view(self.mean, raw)) / _view(self.std, raw)
@@ -83,6 +98,30 @@ class LatentScale(nn.Module):
 
 def _view(statistics: Tensor, like: Tensor) -> Tensor:
     return statistics.view(1, -1, *[1] * (like.ndim - 2))
+
+
+class CodeScale(nn.Module):
+    """Codes <-> continuous latents, standardized per channel.
+
+    What comes back is put on the nearest code, so that a decoder is always given what it was trained on.
+
+    Args:
+        scale: of the codes' channels.
+        snap: raw latents (B, C, *space) -> the nearest codes.
+    """
+
+    def __init__(self, scale: LatentScale, snap: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.scale = scale
+        self.snap = snap
+
+    def standardize(self, raw: Tensor) -> Tensor:
+        """Codes -> standardized latents."""
+        return self.scale.standardize(raw)
+
+    def unstandardize(self, z: Tensor) -> Tensor:
+        """Standardized latents -> the nearest codes."""
+        return self.snap(self.scale.unstandardize(z))
 
 
 class _Moments(Protocol):

@@ -18,7 +18,7 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.nn.attention import SpatialAttention
 from ldm_lightning.nn.layers import Downsample, ResBlock, Upsample, group_norm
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
+__all__ = ["ConvDecoder", "ConvEncoder", "check_size"]
 
 
 class ConvEncoder(nn.Module):
@@ -63,15 +63,7 @@ class ConvEncoder(nn.Module):
         Raises:
             UserError: ``factor`` does not divide H and W.
         """
-        size = tuple(x.shape[2:])
-        if any(side % self.factor for side in size):
-            lower = "x".join(str(max(1, side // self.factor) * self.factor) for side in size)
-            upper = "x".join(str(-(-side // self.factor) * self.factor) for side in size)
-            nearest = upper if lower == upper else f"{lower} or {upper}"
-            raise UserError(
-                f"images of {size[0]}x{size[1]} are not divisible by the codec's factor {self.factor}; "
-                f"use an image size of {nearest}"
-            )
+        check_size(x, self.factor)
         out: Tensor = self.net(x)
         return out
 
@@ -116,6 +108,23 @@ class ConvDecoder(nn.Module):
         """Decode ``z``."""
         out: Tensor = self.net(z)
         return out
+
+
+def check_size(x: Tensor, factor: int) -> None:
+    """Check that ``factor`` divides height and width of images (B, C, H, W).
+
+    Raises:
+        UserError: it does not; names the nearest sizes that fit.
+    """
+    size = tuple(x.shape[2:])
+    if any(side % factor for side in size):
+        lower = "x".join(str(max(1, side // factor) * factor) for side in size)
+        upper = "x".join(str(-(-side // factor) * factor) for side in size)
+        nearest = upper if lower == upper else f"{lower} or {upper}"
+        raise UserError(
+            f"images of {size[0]}x{size[1]} are not divisible by the codec's factor {factor}; "
+            f"use an image size of {nearest}"
+        )
 
 
 def _factor(channels: Sequence[int], stem: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,8 +23,10 @@ def multiply_adds(module: nn.Module, *inputs: Any) -> int:
 
     This is the figure that papers on diffusion models call (G)flops.
     """
+    # Fake tensors have shapes but no numbers, so that nothing is computed.
     # The plain attention kernel is made of matrix products, which the counter knows on every device.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(*inputs)
     flops: int = counter.get_total_flops()
     return flops // 2

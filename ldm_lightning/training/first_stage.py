@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.latent.autoencoder import Autoencoder
+from ldm_lightning.latent.codes import CodeUsage, code_figures, count_codes
 from ldm_lightning.latent.reconstruction import ReconstructionLoss, Term, total
 from ldm_lightning.latent.regularization import Passage
 from ldm_lightning.latent.scale import LatentStatistics
@@ -61,6 +62,7 @@ class FirstStage(pl.LightningModule):
         self.seed = seed
         self.val_means = Means()
         self.val_metrics = reconstruction_metrics()
+        self.val_usage = CodeUsage(autoencoder.bottleneck.groups, autoencoder.bottleneck.codes)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer and schedule over the whole run; an adversary's parameters are a group of their own."""
@@ -78,7 +80,9 @@ class FirstStage(pl.LightningModule):
         """Encode, draw, decode, compare."""
         step, autoencoder = self.global_step, self.autoencoder
         posterior = autoencoder.encode(batch.x)
-        z = posterior.sample(Streams(self.seed, batch.index, batch.epoch))
+        streams = Streams(self.seed, batch.index, batch.epoch)
+        z = posterior.sample(streams)
+        autoencoder.bottleneck.observe(posterior, streams, step)
         reconstruction = autoencoder.decode(z)
         terms = self.loss(batch.x, reconstruction, posterior)
         fidelity = total(terms)
@@ -97,6 +101,10 @@ class FirstStage(pl.LightningModule):
                 self.log_dict(said, sync_dist=True, batch_size=len(batch))
         if log_due(self):
             self._log_terms("train", terms, len(batch))
+            if (numbers := posterior.numbers()) is not None:
+                figures = code_figures(count_codes(numbers, autoencoder.bottleneck.codes))
+                values = {f"train/batch_{name}": value for name, value in figures.items()}
+                self.log_dict(values, sync_dist=True, batch_size=len(batch))
             self.log("train/loss", loss, sync_dist=True, prog_bar=True, batch_size=len(batch))
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return objective
@@ -109,7 +117,8 @@ class FirstStage(pl.LightningModule):
         self.log_dict(weights)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Let an adversary rest that does not learn yet."""
+        """A bottleneck with a state moves on, whatever number of batches it took; an adversary may still rest."""
+        self.autoencoder.bottleneck.advance(self.global_step)
         if self.adversary is not None:
             self.adversary.rest(self.global_step)
 
@@ -129,12 +138,17 @@ class FirstStage(pl.LightningModule):
         reconstruction = self.autoencoder.decode(posterior.mode())
         terms = self.loss(batch.x, reconstruction, posterior)
         self.val_metrics.update(reconstruction.clamp(-1, 1), batch.x)
+        if (numbers := posterior.numbers()) is not None:
+            self.val_usage.update(numbers)
         values = {name: term.value for name, term in terms.items()}
         self.val_means.update(values | {"loss": total(terms)}, len(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and metrics over all of the validation set."""
         values = self.val_means.pop() | self.val_metrics.compute()
+        if self.autoencoder.bottleneck.codes:
+            values |= self.val_usage.compute()
+            self.val_usage.reset()
         self.log_dict({f"val/{name}": value for name, value in values.items()})
         self.val_metrics.reset()
 

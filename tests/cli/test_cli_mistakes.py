@@ -472,6 +472,34 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "average nothing": (lambda w: w.latent_diffusion("callbacks.ema.module=denoisr"), ["denoisr", "denoiser"]),
     "no heads": (lambda w: w.latent_diffusion("denoiser.heads=0"), ["heads"]),
     "no levels": (lambda w: w.first_stage("first_stage.autoencoder.encoder.channels=[]"), ["channels"]),
+    "identity is not trained": (
+        lambda w: [a for a in w.first_stage("first_stage=identity") if not a.startswith("first_stage.")],
+        ["nothing to train", "stage=latent_diffusion first_stage=identity"],
+    ),
+    "trained is not trained again": (
+        lambda w: [a for a in w.first_stage("first_stage=trained") if not a.startswith("first_stage.")],
+        ["first_stage=trained", "first_stage=kl_f4"],
+    ),
+    "a second stage on an untrained first": (
+        lambda w: [a for a in w.latent_diffusion("first_stage=vq_f4_tiny") if not a.startswith("first_stage.")],
+        ["must be trained before", "first_stage.run"],
+    ),
+    "a book of one code": (
+        lambda w: w.first_stage("first_stage=vq_f4_tiny", "first_stage.autoencoder.bottleneck.codes=1"),
+        ["codes=1"],
+    ),
+    "a level of one value": (
+        lambda w: w.first_stage("first_stage=fsq_f4_tiny", "first_stage.autoencoder.bottleneck.levels=[8,1]"),
+        ["levels=[8, 1]"],
+    ),
+    "deep widths that cannot be averaged": (
+        lambda w: w.first_stage(
+            "first_stage=dc_f32_tiny",
+            "first_stage.autoencoder.encoder.channels=[8,12]",
+            "first_stage.autoencoder.encoder.blocks=[1,1]",
+        ),
+        ["averages channels", "8 to 12"],
+    ),
     "inception without weights": (lambda w: ["evaluate", f"run={w.first}", "extractor=inception"], ["fid"]),
     "encode by a second stage": (lambda w: ["encode", f"run={w.second}"], ["first_stage model is needed"]),
     "encode in no precision": (lambda w: w.encode("dtype=flaot32"), ["dtype=flaot32", "did you mean 'float32'"]),

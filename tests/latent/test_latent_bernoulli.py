@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 
+from ldm_lightning.latent import bottleneck
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.frozen import FrozenFirstStage
-from ldm_lightning.latent.posterior import BernoulliPosterior, Posterior
+from ldm_lightning.latent.posterior import BernoulliPosterior
 from ldm_lightning.latent.scale import BitScale, LatentStatistics
 from ldm_lightning.nn.conv_codec import ConvDecoder, ConvEncoder
 from ldm_lightning.rng import Streams
@@ -79,7 +80,7 @@ def test_straight_through_is_the_gradient_of_the_expected_loss_where_the_loss_is
 
 def test_bits_are_standardized_to_signs_and_back_and_analog_bits_rounded():
     bits = torch.tensor([0.0, 1.0, 1.0])
-    scale = BernoulliPosterior.scale({"mean": [0.9], "std": [0.3]})
+    scale = bottleneck.Bernoulli(1).scale({"mean": [0.9], "std": [0.3]})
     assert isinstance(scale, BitScale)
     assert scale.standardize(bits).tolist() == [-1, 1, 1]
     assert torch.equal(scale.unstandardize(scale.standardize(bits)), bits)
@@ -98,13 +99,11 @@ def test_statistics_tell_how_often_a_bit_is_one():
 
 
 def test_an_autoencoder_of_bits_gives_the_second_stage_signs():
-    posterior: type[Posterior] = BernoulliPosterior
-
     def codec(kind: type) -> object:
         return lambda **sizes: kind(channels=[4, 4], blocks=1, **sizes)
 
-    autoencoder = Autoencoder(codec(ConvEncoder), codec(ConvDecoder), 3, posterior, in_channels=1)
-    first_stage = FrozenFirstStage(autoencoder, autoencoder.posterior.scale({}))
+    autoencoder = Autoencoder(codec(ConvEncoder), codec(ConvDecoder), bottleneck.Bernoulli(3), in_channels=1)
+    first_stage = FrozenFirstStage(autoencoder, autoencoder.bottleneck.scale({}))
     x = torch.rand(4, 1, 8, 8) * 2 - 1
     for z in (first_stage.encode(x), first_stage.encode(x, Streams(0, torch.arange(4)))):
         assert z.shape[1:] == first_stage.latent_shape((1, 8, 8)) == (3, 4, 4)

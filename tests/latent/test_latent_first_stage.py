@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.autoencoder import Autoencoder
+from ldm_lightning.latent.bottleneck import Bottleneck, Gaussian, VectorQuantizer
 from ldm_lightning.latent.frozen import FrozenFirstStage
-from ldm_lightning.latent.posterior import GaussianPosterior
+from ldm_lightning.latent.posterior import GaussianPosterior, PointPosterior
 from ldm_lightning.latent.reconstruction import ReconstructionLoss, Term, total
 from ldm_lightning.latent.scale import LatentScale
+from ldm_lightning.nn.identity_codec import IdentityCodec
 from ldm_lightning.rng import Streams
 
 LOG_VAR = 2 * math.log(0.1)
@@ -51,7 +53,7 @@ class StubDecoder(nn.Module):
 
 @pytest.fixture
 def autoencoder() -> Autoencoder:
-    return Autoencoder(StubEncoder, StubDecoder, latent_channels=3)
+    return Autoencoder(StubEncoder, StubDecoder, Gaussian(3))
 
 
 @pytest.fixture
@@ -69,16 +71,22 @@ def pictures(count: int = 2) -> Tensor:
 
 
 def test_factories_are_told_their_channels():
-    autoencoder = Autoencoder(StubEncoder, StubDecoder, latent_channels=4, in_channels=1)
+    autoencoder = Autoencoder(StubEncoder, StubDecoder, Gaussian(4), in_channels=1)
     assert autoencoder.encoder.channels == (1, 8)
     assert autoencoder.decoder.channels == (4, 1)
 
 
-def test_the_posterior_says_how_many_outputs_a_latent_channel_takes():
-    class Wide(GaussianPosterior):
-        parameters_per_channel = 5
+def test_the_bottleneck_says_how_many_channels_encoder_and_latents_have():
+    autoencoder = Autoencoder(StubEncoder, StubDecoder, Bottleneck(latent_channels=4, encoder_channels=20))
+    assert autoencoder.encoder.channels == (3, 20)
+    assert autoencoder.decoder.channels == (4, 3)
+    assert autoencoder.latent_channels == 4
 
-    assert Autoencoder(StubEncoder, StubDecoder, 4, posterior=Wide).encoder.channels == (3, 20)
+
+def test_the_bottleneck_works_in_float32_whatever_the_encoder_does():
+    autoencoder = Autoencoder(IdentityCodec, IdentityCodec, VectorQuantizer(3, codes=4))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert autoencoder.encode(pictures().bfloat16()).mode().dtype == torch.float32
 
 
 def test_encode_answers_the_encoder_as_a_posterior(autoencoder):
@@ -106,7 +114,7 @@ def test_gradients_reach_both_networks(autoencoder):
 @pytest.mark.parametrize("channels", [0, -1])
 def test_no_latent_channels_are_refused(channels):
     with pytest.raises(UserError, match=f"latent_channels={channels}: at least 1 is needed"):
-        Autoencoder(StubEncoder, StubDecoder, channels)
+        Gaussian(channels)
 
 
 # --- frozen holder ---------------------------------------------------------------------------------------------------
@@ -201,6 +209,14 @@ def test_reconstruction_terms_are_the_distance_and_the_mean_kl():
         "kl": (0.5, 0.01),
     }
     assert total(terms).item() == pytest.approx(0.255)
+
+
+def test_a_posterior_brings_terms_of_its_own():
+    x = pictures()
+    posterior = PointPosterior(x, x, extra={"commitment": Term(torch.tensor(2.0), 0.25)})
+    terms = ReconstructionLoss(nn.L1Loss())(x, x, posterior)
+    assert list(terms) == ["reconstruction", "kl", "commitment"]
+    assert total(terms).item() == 0.5
 
 
 def test_distance_is_called_with_the_reconstruction_first():

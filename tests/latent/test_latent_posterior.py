@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from torch.distributions import Normal, kl_divergence
 
+from ldm_lightning.latent.bottleneck import Gaussian
 from ldm_lightning.latent.posterior import GaussianPosterior
 from ldm_lightning.rng import Streams
 
@@ -45,7 +46,7 @@ def test_parameters_are_split_in_float32_and_the_log_variance_clamped():
     assert posterior.mean.flatten().tolist() == [1, 2]
     assert posterior.log_var.flatten().tolist() == [-30, 20]
     assert posterior.mean.dtype == posterior.log_var.dtype == torch.float32
-    assert parameters.shape[1] == GaussianPosterior.parameters_per_channel * posterior.mean.shape[1]
+    assert parameters.shape[1] == Gaussian(2).encoder_channels
 
 
 def test_sample_has_the_distribution_of_the_posterior():

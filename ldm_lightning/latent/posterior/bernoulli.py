@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ldm_lightning.latent.scale import BitScale
+from ldm_lightning.latent.codes import number_bits
+from ldm_lightning.latent.term import Term
 from ldm_lightning.rng import Streams
 
 __all__ = ["BernoulliPosterior"]
@@ -24,28 +24,11 @@ class BernoulliPosterior:
         logits: (B, C, *space).
     """
 
-    parameters_per_channel: ClassVar[int] = 1
-
     logits: Tensor
-
-    @classmethod
-    def from_parameters(cls, parameters: Tensor) -> BernoulliPosterior:
-        """Take encoder output (B, C, *space) as logits."""
-        return cls(parameters.float())
 
     def pack(self) -> Tensor:
         """(B, C, *space), all that :meth:`sample` needs: the logits."""
         return self.logits
-
-    @classmethod
-    def unpack(cls, packed: Tensor) -> BernoulliPosterior:
-        """The posterior that :meth:`pack` made ``packed`` of, whatever its precision now."""
-        return cls(packed.float())
-
-    @staticmethod
-    def scale(statistics: Mapping[str, Any]) -> BitScale:
-        """Bits stay bits, however often each is 1."""
-        return BitScale()
 
     def sample(self, streams: Streams) -> Tensor:
         """Draw bits; their gradient is passed straight through to the probabilities (Bengio et al. 2013).
@@ -69,3 +52,11 @@ class BernoulliPosterior:
         """First and second moment of a draw, elementwise: a bit is its own square, so both are its probability."""
         probability = self.logits.double().sigmoid()
         return probability, probability
+
+    def terms(self) -> Mapping[str, Term]:
+        """None besides the KL."""
+        return {}
+
+    def numbers(self) -> Tensor:
+        """(B, groups, *space) numbers of the most probable bits, see :func:`number_bits`."""
+        return number_bits(self.logits > 0)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ldm_lightning.latent.scale import LatentScale
+from ldm_lightning.latent.term import Term
 from ldm_lightning.rng import Streams
 
 __all__ = ["GaussianPosterior"]
@@ -24,8 +23,6 @@ class GaussianPosterior:
         log_var: (B, C, *space), natural log of the variance.
     """
 
-    parameters_per_channel: ClassVar[int] = 2
-
     mean: Tensor
     log_var: Tensor
 
@@ -34,11 +31,6 @@ class GaussianPosterior:
         """Split encoder output (B, 2 C, *space) into mean and log-variance, the latter clamped to [-30, 20]."""
         mean, log_var = parameters.float().chunk(2, dim=1)
         return cls(mean, log_var.clamp(-30.0, 20.0))
-
-    @staticmethod
-    def scale(statistics: Mapping[str, Any]) -> LatentScale:
-        """Standardized by the measured mean and deviation of each channel."""
-        return LatentScale(torch.tensor(statistics["mean"]), torch.tensor(statistics["std"]))
 
     def pack(self) -> Tensor:
         """(B, 2 C, *space), all that :meth:`sample` needs: mean and standard deviation, which half precision suits."""
@@ -68,3 +60,10 @@ class GaussianPosterior:
         """First and second moment of a draw, elementwise: E[z] and E[z^2] = mean^2 + variance."""
         mean = self.mean.double()
         return mean, mean.square() + self.log_var.double().exp()
+
+    def terms(self) -> Mapping[str, Term]:
+        """None besides the KL."""
+        return {}
+
+    def numbers(self) -> None:
+        """Latents are continuous."""

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Protocol
 
 from torch import Tensor
 
-from ldm_lightning.latent.scale import Scale
+from ldm_lightning.latent.term import Term
 from ldm_lightning.rng import Streams
 
 __all__ = ["Posterior"]
 
 
 class Posterior(Protocol):
-    """A distribution q(z | x) of raw latents z (B, C, *space).
-
-    Attributes:
-        parameters_per_channel: how many encoder outputs describe one latent channel.
-    """
-
-    parameters_per_channel: ClassVar[int]
-
-    @classmethod
-    def from_parameters(cls, parameters: Tensor) -> Self:
-        """Read the encoder's output (B, parameters_per_channel C, *space)."""
-        ...
+    """A distribution q(z | x) of raw latents z (B, C, *space)."""
 
     def pack(self) -> Tensor:
-        """One tensor (B, P, *space) with all that :meth:`sample` needs, which half precision suits."""
-        ...
-
-    @classmethod
-    def unpack(cls, packed: Tensor) -> Self:
-        """The posterior that :meth:`pack` made ``packed`` of, whatever its precision now."""
-        ...
-
-    @staticmethod
-    def scale(statistics: Mapping[str, Any]) -> Scale:
-        """How the diffusion model sees these latents, from what ``LatentStatistics.compute`` has measured."""
+        """One tensor (B, P, *space) with all that :meth:`sample` needs; ``Bottleneck.unpack`` reads it."""
         ...
 
     def sample(self, streams: Streams) -> Tensor:
@@ -50,9 +29,17 @@ class Posterior(Protocol):
         ...
 
     def kl(self) -> Tensor:
-        """(B,) divergence from the prior in nats **per latent element**."""
+        """(B,) divergence from the prior in nats **per latent element**: what a latent costs to be told."""
+        ...
+
+    def terms(self) -> Mapping[str, Term]:
+        """Further terms of the first stage's loss, with their weights."""
         ...
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """First and second moment of a draw, elementwise, in float64."""
+        ...
+
+    def numbers(self) -> Tensor | None:
+        """(B, groups, *space) int64, the numbers of the mode's codes; None where latents are continuous."""
         ...
