@@ -17,6 +17,7 @@ from ldm_lightning.errors import UserError
 
 __all__ = ["Loader"]
 
+_KNOWS_SENDERS = hasattr(signal, "sigwaitinfo")  # macOS cannot tell who sent a signal
 _PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
 
 
@@ -24,14 +25,14 @@ def _obey_the_parent_alone(worker: int) -> None:
     """Keep a worker out of what stops training: dying of it, it would take the parent's save along.
 
     Ctrl-C goes to the whole process group, which the worker leaves; schedulers send their signals to every process.
-    SIGTERM must work when the parent sends it, by which Python ends workers at its exit, and then waits for them.
+    SIGTERM must work when the parent sends it, by which Python ends workers at its exit, and then waits for them. So all
+    threads block it, see :meth:`Loader._open`, but one, which waits for it and asks who sent it.
     """
     os.setpgrp()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is None or not hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal
+    if parent is None or not _KNOWS_SENDERS:
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
@@ -88,10 +89,23 @@ class Loader:
     def __len__(self) -> int:
         return len(self._loader)
 
+    def _open(self) -> Iterator[Batch]:
+        """Start an iteration, and the workers if there are none, with SIGTERM blocked.
+
+        They inherit that, and so do threads that torch starts in them before it calls ``worker_init_fn``.
+        """
+        if not _KNOWS_SENDERS:
+            return iter(self._loader)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def __iter__(self) -> Iterator[Batch]:
         # A generator: workers start when the first batch is asked for.
         try:
-            yield from self._loader
+            yield from self._open()
         except UserError as error:
             # From a worker it arrives wrapped in a printed traceback, whose last line is the message.
             raise UserError(str(error).splitlines()[-1].removeprefix(_PREFIX)) from error

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import re
 import signal
 import subprocess
 import sys
 import warnings
 from itertools import islice, pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -401,6 +403,10 @@ def test_a_stranger_cannot_end_workers(pictures):
     for _ in range(2):  # one of either worker, which then has begun
         next(batches)
     workers = loader._iterator._workers
+    for worker in workers if Path("/proc").is_dir() else ():
+        masks = [status.read_text() for status in Path(f"/proc/{worker.pid}/task").glob("*/status")]
+        blocked = [int(re.search(r"SigBlk:\s*(\w+)", mask)[1], 16) >> (signal.SIGTERM - 1) & 1 for mask in masks]
+        assert blocked.count(0) == 1  # the one that waits for it; any other would die of it, now and then
     for number in (signal.SIGTERM, signal.SIGUSR1):
         subprocess.run(["kill", f"-{int(number)}", *(str(worker.pid) for worker in workers)], check=True)
     assert len(list(batches)) == 10
