@@ -160,9 +160,26 @@ def _unknown_key(error: ConfigCompositionException, verb: str, overrides: list[s
     key, root = match.group(1), re.split(r"[./@]", match.group(1))[0]
     known = _known_keys(verb, key, overrides)
     for stage in _STAGES if verb == "train" and (key in known or root not in known) else ():
-        if root in _known_keys(verb, key, [f"stage={stage}"]):
+        given = [text for text in overrides if text.startswith(f"{key}=")]
+        if root in _known_keys(verb, key, [f"stage={stage}"]) or (
+            given and _composes(verb, [f"stage={stage}", *given])
+        ):
             return f"'{key}' belongs to stage={stage}, which is not the stage of this command: add stage={stage}"
+    for choice in (text for text in overrides if text.startswith(f"{root}=") and key != root):
+        if key in _known_keys(verb, "", [text for text in overrides if text != choice]):
+            return f"'{key}' does not go with {choice}: leave one of them out"
     return f"there is no configuration key '{key}'{nearest(key, known)}"
+
+
+def _composes(verb: str, overrides: list[str]) -> bool:
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            hydra.compose(verb, overrides)
+    except ConfigCompositionException:
+        return False
+    finally:
+        GlobalHydra.instance().clear()
+    return True
 
 
 def _known_keys(verb: str, unknown: str, overrides: list[str]) -> list[str]:

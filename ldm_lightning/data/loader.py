@@ -25,8 +25,8 @@ def _obey_the_parent_alone(worker: int) -> None:
     """Keep a worker out of what stops training: dying of it, it would take the parent's save along.
 
     Ctrl-C goes to the whole process group, which the worker leaves; schedulers send their signals to every process.
-    SIGTERM must work when the parent sends it, by which Python ends workers at its exit, and then waits for them. So all
-    threads block it, see :meth:`Loader._open`, but one, which waits for it and asks who sent it.
+    SIGTERM must work when the parent sends it, by which Python ends workers at its exit, and then waits for them. So
+    all threads block it, see :meth:`Loader._open`, but one, which waits for it and asks who sent it.
     """
     os.setpgrp()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -251,7 +251,15 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "an apostrophe": (lambda w: w.first_stage("name=a'b"), ["a'\"'\"'b"]),
     "a group of stage two": (lambda w: w.first_stage("denoiser=unet"), ["'denoiser'", "add stage=latent_diffusion"]),
     "a key of stage two": (lambda w: w.first_stage("sampler.steps=3"), ["add stage=latent_diffusion"]),
-    "a group of stage one": (lambda w: w.latent_diffusion("first_stage=kl_f4"), ["add stage=first_stage"]),
+    "a first stage beside a trained one": (
+        lambda w: w.latent_diffusion("first_stage=kl_f4"),
+        ["first_stage.run", "does not go with first_stage=kl_f4"],
+    ),
+    "a first stage that is not trained": (
+        lambda w: [text for text in w.latent_diffusion("first_stage=kl_f4") if "first_stage.run" not in text],
+        ["must be trained before", "first_stage.run=FOLDER"],
+    ),
+    "a group of stage one": (lambda w: w.latent_diffusion("loss=gan"), ["add stage=first_stage"]),
     "no syntax": (lambda w: w.first_stage("optim.lr"), ["optim.lr", "key=value"]),
     "no root": (lambda w: ["train", "data=image_folder"], ["data.root"]),
     "no run": (lambda w: ["sample"], ["run="]),

@@ -138,7 +138,13 @@ def test_a_first_stage_is_measured_by_its_reconstructions(first_stage_run: Path,
     assert result.code == 0, result.err
     written = json.loads((first_stage_run / "evaluation" / "metrics.json").read_text())
     n = written["protocol"]["n"]
-    assert set(written["figures"]) == {f"psnr@{n}", f"ssim@{n}", f"l1@{n}", f"rfd_tiny@{n}"}
+    assert set(written["figures"]) == {
+        f"psnr@{n}",
+        f"ssim@{n}",
+        f"l1@{n}",
+        f"rfd_tiny@{n}",
+        f"latent_bits_per_pixel@{n}",
+    }
 
 
 def test_reconstruct_own_pictures(first_stage_run: Path, tmp_path: Path, ldm: Ldm) -> None:
