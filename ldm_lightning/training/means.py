@@ -15,9 +15,13 @@ class Means:
 
     Lightning's own ``self.log(..., on_epoch=True, sync_dist=True)`` weights ranks alike, so its mean is off as soon as
     the ranks of a validation set hold different numbers of samples.
+
+    Attributes:
+        samples: behind the means that were popped last, on all ranks together.
     """
 
     def __init__(self) -> None:
+        self.samples = 0
         self._sums: dict[str, Tensor] = {}
 
     def update(self, values: Mapping[str, Tensor], samples: int) -> None:
@@ -32,4 +36,5 @@ class Means:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for pair in sums.values():
                 torch.distributed.all_reduce(pair)
+        self.samples = max((round(float(count)) for _, count in sums.values()), default=0)
         return {name: (total / count).float() for name, (total, count) in sums.items()}

@@ -15,7 +15,9 @@ def test_values_are_weighted_by_their_samples() -> None:
     means.update({"a": torch.tensor(1.0)}, 3)
     means.update({"a": torch.tensor(5.0)}, 1)
     assert means.pop()["a"] == pytest.approx(2.0)
+    assert means.samples == 4
     assert means.pop() == {}
+    assert means.samples == 0
 
 
 def test_nan_stays_nan() -> None:
