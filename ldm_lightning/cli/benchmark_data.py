@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,7 +67,7 @@ def measure_data(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dict[st
         data = DataModule(opened, transform, use["batch_size"], validation=0.0, dataset=LatentDataset)
         mapped = data.train_dataloader()
         plain: DataLoader[Any] = DataLoader(_Files(files, use["files"]), use["batch_size"], shuffle=True)
-        turns = [(_turn(mapped, use["batch_size"]), _turn(plain, use["batch_size"])) for _ in range(use["rounds"] + 1)]
+        turns = [(_turn(mapped, len), _turn(plain, lambda batch: len(batch[0]))) for _ in range(use["rounds"] + 1)]
     loaders = {"latent cache": [ours for ours, _ in turns[1:]], "a file a sample": [theirs for _, theirs in turns[1:]]}
     figures = {
         name: dict(zip(("samples_per_s", "samples_per_cpu_s"), map(median, zip(*each, strict=True)), strict=True))
@@ -83,13 +83,10 @@ def measure_data(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dict[st
     return figures, facts | use
 
 
-def _turn(loader: Iterable[Any], batch: int) -> tuple[float, float]:
-    """Samples a second of one epoch, and a second of processor time."""
-    assert isinstance(loader, Sized)
+def _turn(loader: Iterable[Any], size: Callable[[Any], int]) -> tuple[float, float]:
+    """Samples a second of one epoch, and a second of processor time; ``size`` tells those of a batch."""
     start, used = time.perf_counter(), time.process_time()
-    for _ in loader:
-        pass
-    samples = len(loader) * batch
+    samples = sum(map(size, loader))
     return samples / (time.perf_counter() - start), samples / (time.process_time() - used)
 
 

@@ -16,9 +16,11 @@ from ldm_lightning.cli.denoiser import denoiser, load_weights
 from ldm_lightning.cli.fit import check_fit
 from ldm_lightning.cli.guidance import guidance
 from ldm_lightning.cli.latent_data import is_cached
+from ldm_lightning.cli.run_folder import first_stage_of
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.autoencoder import Autoencoder
+from ldm_lightning.latent.bottleneck import Identity
 from ldm_lightning.latent.frozen import FrozenFirstStage
 from ldm_lightning.training.first_stage import FirstStage
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
@@ -86,7 +88,7 @@ def _latent_facts(config: DictConfig, data: DataModule) -> dict[str, Any]:
                 "then first_stage=trained first_stage.run=FOLDER here"
             )
         return {"latent_channels": autoencoder.latent_channels, "first_stage": "identity"}
-    trained = read_manifest(_first_stage_run(config), "first_stage")
+    trained = read_manifest(first_stage_of(config), "first_stage")
     check_first_stage(config.first_stage.run, trained, config, data)
     before = trained["config"]["derived"]
     return {"latent_channels": before["latent_channels"], "first_stage": trained["sha256"]}
@@ -103,7 +105,8 @@ def _autoencoder(config: DictConfig) -> Autoencoder:
 
 
 def _trains(autoencoder: Autoencoder) -> bool:
-    return any(parameter.requires_grad for parameter in autoencoder.parameters())
+    """Whether there is anything to learn: a weight, or the state of a bottleneck."""
+    return any(True for _ in autoencoder.parameters()) or not isinstance(autoencoder.bottleneck, Identity)
 
 
 def check_first_stage(run: str, trained: Mapping[str, Any], config: DictConfig, data: DataModule) -> None:
@@ -145,16 +148,10 @@ def stage(config: DictConfig) -> FirstStage | LatentDiffusion:
     """The stage in training that ``config.stage`` names."""
     if config.stage == "first_stage":
         return first_stage(config)
-    module = latent_diffusion(config, None if stands_alone(config) else _first_stage_run(config))
+    module = latent_diffusion(config, None if stands_alone(config) else first_stage_of(config))
     if is_cached(config):
         module.first_stage = module.first_stage.for_cache()
     return module
-
-
-def _first_stage_run(config: DictConfig) -> Path:
-    """Where the first stage is read from: where the user says, or the copy that a run keeps once that is gone."""
-    run, own = Path(config.first_stage.run), Path(config.run_dir) / "first_stage"
-    return own if own.is_dir() and not run.is_dir() else run
 
 
 def _optimizer(config: DictConfig) -> MakeOptimizer:
@@ -193,6 +190,11 @@ def first_stage(config: DictConfig) -> FirstStage:
         if module.loss.perceptual is not None:
             module.loss.perceptual(picture, picture)
         if module.adversary is not None:
+            if module.adversary.balance is not None and str(config.trainer.precision).startswith("16"):
+                raise UserError(
+                    "first_stage.adversary.balance compares gradients that float16 cannot hold: set "
+                    "trainer.precision=bf16-mixed or 32-true, or first_stage.adversary.balance=null"
+                )
             _check_optimizer(partial(optimizer, **module.adversary.optimizer), "first_stage.adversary.optimizer")
             module.adversary.discriminator.eval()(picture)
             module.adversary.discriminator.train()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.objective import VarianceBound, VelocityDirection
+from ldm_lightning.diffusion.objective import Contrastive, VarianceBound, VelocityDirection
 from ldm_lightning.diffusion.path import BernoulliPath, check_path
 from ldm_lightning.diffusion.prediction import LearnedVariance
 from ldm_lightning.diffusion.sampler import Sampler, learned_variance
@@ -69,7 +69,7 @@ def _check_bits(module: LatentDiffusion, path: BernoulliPath) -> None:
     except UserError as error:
         raise UserError(f"objective: {error}: choose objective=uniform") from error
     for name, term in module.objective.terms.items():
-        if isinstance(term, VelocityDirection | VarianceBound):
+        if isinstance(term, VelocityDirection | VarianceBound | Contrastive):
             raise UserError(f"objective.terms.{name} is for continuous latents, not for bits: choose objective=uniform")
     if module.objective.self_conditioning:
         raise UserError("objective.self_conditioning shows estimates of continuous latents, not of bits: set it to 0")

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm_lightning.artifact import read_manifest as read_artifact_manifest
+from ldm_lightning.cli.run_folder import first_stage_of
 from ldm_lightning.data.latent_files import read_manifest
 from ldm_lightning.data.latents import LatentCache
 from ldm_lightning.errors import UserError
@@ -53,9 +54,11 @@ def adopt(config: DictConfig) -> None:
         for key in _FACTS:
             _fill(config.data, key, manifest.config[key], root)
         config.data.source.pictures = source
+        if "autoencoder" in config.first_stage:
+            raise UserError("data=latents holds latents of a trained first stage: leave first_stage=... out")
         if OmegaConf.is_missing(config.first_stage, "run"):
             config.first_stage.run = str(root / FIRST_STAGE)
-    if read_artifact_manifest(config.first_stage.run, "first_stage")["sha256"] != manifest.first_stage:
+    if read_artifact_manifest(first_stage_of(config), "first_stage")["sha256"] != manifest.first_stage:
         raise UserError(
             f"first_stage.run={config.first_stage.run} is not the first stage that encoded {root}: leave it out, "
             "or encode the pictures with it"

@@ -15,7 +15,7 @@ from ldm_lightning.cli.run_folder import check_writable
 from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import device, load_first_stage
 from ldm_lightning.errors import UserError
-from ldm_lightning.latent.autoencoder import Autoencoder
+from ldm_lightning.latent.frozen import FrozenFirstStage
 from ldm_lightning.latent.tiled import tiled
 from ldm_lightning.metrics.reconstruction import reconstruction_metrics
 
@@ -45,7 +45,8 @@ def main(config: DictConfig) -> None:
     if config.tile is None:
         reconstruct, batch_size = trained.module.reconstruct, 64
     else:
-        reconstruct, batch_size = partial(_in_tiles, trained.module.autoencoder, config.tile), 1
+        first_stage = build.frozen_first_stage(trained.artifact).to(device())
+        reconstruct, batch_size = partial(_in_tiles, first_stage, config.tile), 1
     reconstructions = torch.cat([reconstruct(part.to(device())).cpu() for part in originals.split(batch_size)])
     metrics = reconstruction_metrics()
     metrics.update(reconstructions, originals)
@@ -56,9 +57,12 @@ def main(config: DictConfig) -> None:
 
 
 @torch.no_grad()
-def _in_tiles(autoencoder: Autoencoder, tile: int, x: Tensor) -> Tensor:
-    """As ``FirstStage.reconstruct``, in tiles of ``tile`` pixels a side that overlap by about a quarter."""
-    factor = int(autoencoder.encoder.factor)  # type: ignore[arg-type]
+def _in_tiles(first_stage: FrozenFirstStage, tile: int, x: Tensor) -> Tensor:
+    """As ``FirstStage.reconstruct``, in tiles of ``tile`` pixels a side that overlap by about a quarter.
+
+    Where tiles blend, codes become mixtures of codes; ``decode`` puts those on the nearest code.
+    """
+    factor = int(first_stage.autoencoder.encoder.factor)  # type: ignore[arg-type]
     overlap = tile // 4 // factor
-    z = tiled(lambda part: autoencoder.encode(part).mode(), x, tile, overlap * factor, 1 / factor)
-    return tiled(autoencoder.decode, z, tile // factor, overlap, factor).clamp(-1, 1)
+    z = tiled(first_stage.encode, x, tile, overlap * factor, 1 / factor)
+    return tiled(first_stage.decode, z, tile // factor, overlap, factor)

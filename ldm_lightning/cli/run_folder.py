@@ -11,13 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from ldm_lightning.artifact import replace_file
 from ldm_lightning.errors import UserError
 
-__all__ = ["SAME_COMMAND", "check_writable", "claim", "differences", "is_first_process", "lock", "write_log"]
+__all__ = [
+    "SAME_COMMAND",
+    "check_writable",
+    "claim",
+    "differences",
+    "first_stage_of",
+    "is_first_process",
+    "lock",
+    "write_log",
+]
 
 SAME_COMMAND = "the same command goes on from the last checkpoint"
 
@@ -120,6 +129,12 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
 def is_first_process() -> bool:
     """Whether this is the first of all ranks, also before they have met."""
     return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
+
+
+def first_stage_of(config: DictConfig) -> Path:
+    """Where the first stage is read from: where the user says, or the copy that a run keeps once that is gone."""
+    run, own = Path(config.first_stage.run), Path(config.run_dir) / "first_stage"
+    return own if own.is_dir() and not run.is_dir() else run
 
 
 @contextmanager

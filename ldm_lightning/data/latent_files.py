@@ -39,7 +39,7 @@ MANIFEST = "manifest.json"
 _KIND = "latents"
 _IDENTITY = ("first_stage", "transform", "data")
 _RECIPE = (*_IDENTITY, "dtype", "shape", "count", "shard_size")
-_LOCK = ".lock"
+_UNFINISHED = (".latents-*", ".samples-*", f".{MANIFEST}.*", ".first_stage.*")  # what a killed writer leaves
 _BEGUN = (MANIFEST, "first_stage")  # what a cache without a shard may hold
 
 
@@ -229,10 +229,10 @@ class Writer:
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root, self.manifest = root, manifest
         check_folder(root, manifest)
-        for stale in root.glob(".*"):  # of a writer that was killed
+        for stale in (path for kind in _UNFINISHED for path in root.glob(kind)):  # of a writer that was killed
             if stale.is_dir():
                 shutil.rmtree(stale)
-            elif stale.name != _LOCK:
+            else:
                 stale.unlink()
         self._shards: dict[int, tuple[str, str]] = {}
         names = sorted(path.name for path in root.glob("latents-*.npy"))

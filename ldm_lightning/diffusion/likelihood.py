@@ -243,6 +243,8 @@ class VariationalBound:
             t = times[k].expand(len(z0))
             clean = denoise(path.corrupt(z0, t, noise), t).double()
             if isinstance(denoise, VarianceDenoise):
+                if self.steps < 2:
+                    raise UserError("likelihood.steps=1: a learned variance needs at least 2")
                 around = exact[[k - 1, k, min(k + 1, self.steps)], None].expand(-1, len(z0)).unbind()
                 nats = nats + step_nats(path, data, clean, denoise.fraction, around)
             elif k > 1:

@@ -106,7 +106,7 @@ class AdaptiveWeight:
 
     def __post_init__(self) -> None:
         if not (self.cap > 0 and self.delta > 0):
-            raise UserError(f"adversary.balance: cap={self.cap} and delta={self.delta} must be above 0")
+            raise UserError(f"first_stage.adversary.balance: cap={self.cap} and delta={self.delta} must be above 0")
 
     def __call__(self, reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
         """The weight, a scalar.

@@ -36,9 +36,15 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # pictures in 
 class _Blur(nn.Module):
     """Every second pixel of the picture blurred by the binomial filter (1, 2, 1)^2 / 16, mirrored at the border."""
 
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        line = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("kernel", torch.outer(line, line), persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
-        line = x.new_tensor([0.25, 0.5, 0.25])
-        kernel = torch.outer(line, line).expand(x.shape[1], 1, 3, 3)
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, 3, 3)
         return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
 
 
@@ -92,7 +98,7 @@ class ShiftTolerantLpips(nn.Module):
     def __init__(self, network: str = "alex", resize: int | None = None) -> None:
         super().__init__()
         if network not in _NETWORKS:
-            raise UserError(f"perceptual.network={network}: choose one of {', '.join(_NETWORKS)}")
+            raise UserError(f"first_stage.loss.perceptual.network={network}: choose one of {', '.join(_NETWORKS)}")
         weights = _read_weights(network)
         self.resize = resize
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in _NETWORKS[network]())
@@ -124,7 +130,8 @@ class ShiftTolerantLpips(nn.Module):
                     raise
                 height, width = x.shape[2:]
                 raise UserError(
-                    f"pictures of {height}x{width} are too small for the perceptual network: set its resize=64"
+                    f"pictures of {height}x{width} are too small for the perceptual network: set "
+                    "first_stage.loss.perceptual.resize=64"
                 ) from error
             maps.append(F.normalize(h.float(), dim=1, eps=1e-6))
         return maps
@@ -159,7 +166,7 @@ class Lpips:
         try:
             metric: Any = LearnedPerceptualImagePatchSimilarity(net_type=network)  # type: ignore[arg-type]
         except ValueError as error:
-            raise UserError(f"perceptual.network={network}: {error}") from error
+            raise UserError(f"first_stage.loss.perceptual.network={network}: {error}") from error
         self.network = metric.net.requires_grad_(False)
 
     def __call__(self, reconstruction: Tensor, x: Tensor) -> Tensor:

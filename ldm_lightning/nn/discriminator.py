@@ -33,7 +33,9 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, in_channels: int, width: int = 64, layers: int = 3, spectral: bool = False) -> None:
         super().__init__()
         if layers < 1 or width < 1:
-            raise UserError(f"discriminator.layers={layers} and discriminator.width={width} must be at least 1")
+            raise UserError(
+                f"first_stage.adversary.discriminator: layers={layers} and width={width} must be at least 1"
+            )
         widths = [in_channels, *(width * min(2**layer, 8) for layer in range(layers + 1))]
         self.net = nn.Sequential()
         for layer, (before, after) in enumerate(pairwise(widths)):
@@ -58,7 +60,7 @@ class PatchDiscriminator(nn.Module):
         """
         if min(x.shape[2:]) < _smallest(self.layers):
             fitting = [layers for layers in range(1, self.layers) if min(x.shape[2:]) >= _smallest(layers)]
-            mend = f"set discriminator.layers={fitting[-1]}" if fitting else "use larger pictures"
+            mend = f"set first_stage.adversary.discriminator.layers={fitting[-1]}" if fitting else "use larger pictures"
             raise UserError(
                 f"pictures of {x.shape[2]}x{x.shape[3]} are too small for a discriminator with layers={self.layers} "
                 f"(at least {_smallest(self.layers)}): {mend}"

@@ -17,6 +17,7 @@ from ldm_lightning.data.batch import Batch
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.adversarial import AdaptiveWeight, Hinge, NonSaturating
 from ldm_lightning.latent.autoencoder import Autoencoder
+from ldm_lightning.latent.bottleneck import Gaussian
 from ldm_lightning.latent.reconstruction import ReconstructionLoss, total
 from ldm_lightning.latent.regularization import Equivariance
 from ldm_lightning.nn.conv_codec import ConvDecoder, ConvEncoder
@@ -35,7 +36,7 @@ def autoencoder() -> Autoencoder:
     def half(kind: Any) -> Any:
         return lambda **channels: kind(**channels, channels=(8, 8, 8), blocks=1)
 
-    return Autoencoder(half(ConvEncoder), half(ConvDecoder), latent_channels=2, in_channels=1)
+    return Autoencoder(half(ConvEncoder), half(ConvDecoder), Gaussian(2), in_channels=1)
 
 
 def first_stage(opponent: Adversary | None, lr: float = 1e-3, **options: Any) -> FirstStage:

@@ -32,7 +32,8 @@ class CategoricalPosterior:
 
     def _look_up(self, weights: Tensor) -> Tensor:
         """(B, C, *space), the book's vectors weighted by ``weights`` (B, K, *space)."""
-        return torch.einsum("bk...,kc->bc...", weights, self.book)
+        with torch.autocast(weights.device.type, enabled=False):  # half precision would move the vectors
+            return torch.einsum("bk...,kc->bc...", weights.float(), self.book.float())
 
     def _hard(self, scores: Tensor) -> Tensor:
         """(B, K, *space), 1 at the highest score."""
@@ -44,7 +45,7 @@ class CategoricalPosterior:
         The forward value is one of the book's vectors, whose gradient is exact.
         """
         uniform = streams.uniform("posterior", self.logits.shape[1:])
-        gumbel = -(-(uniform + 2.0**-25).log()).log()  # half a step from 0 keeps both logarithms finite
+        gumbel = -(-uniform.clamp(min=2.0**-25).log()).log()  # half a step from 0 keeps both logarithms finite
         scores = self.logits + gumbel
         soft = (scores / self.temperature).softmax(1)
         return self._look_up(self._hard(scores) + (soft - soft.detach()))  # the brackets are exactly 0
