@@ -108,6 +108,7 @@ def test_accumulated_batches_are_one_batch(stage: str, pictures: Path, first_sta
     half = train(tmp_path, "half", *common, "data.batch_size=8", "trainer.accumulate_grad_batches=2")
     weights = read_artifact(whole).weights
     for name, weight in read_artifact(half).weights.items():
-        torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=1e-6)
+        # Adam divides by the size of a gradient, so that where it is next to nothing the rounding of sums shows.
+        torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(states(half), states(whole), rtol=1e-4, atol=0)
     assert (stage == "objective") == bool(states(whole))
