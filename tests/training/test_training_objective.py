@@ -137,6 +137,7 @@ def test_a_network_that_cannot_be_widened_is_refused():
             "condition": {"_target_": "ldm_lightning.nn.conditioner.NoCondition"},
             "derived": {"conditions": []},
             "objective": {"self_conditioning": 0.5},
+            "prediction": {"_target_": "ldm_lightning.diffusion.prediction.Flow"},
             "denoiser": {"_target_": f"{__name__}.Fixed", "in_channels": 4},
         }
     )
