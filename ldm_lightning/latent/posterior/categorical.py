@@ -33,7 +33,7 @@ class CategoricalPosterior:
     def _look_up(self, weights: Tensor) -> Tensor:
         """(B, C, *space), the book's vectors weighted by ``weights`` (B, K, *space)."""
         with torch.autocast(weights.device.type, enabled=False):  # half precision would move the vectors
-            return torch.einsum("bk...,kc->bc...", weights.float(), self.book.float())
+            return torch.einsum("bk...,kc->bc...", weights, self.book)
 
     def _hard(self, scores: Tensor) -> Tensor:
         """(B, K, *space), 1 at the highest score."""
