@@ -278,7 +278,7 @@ def test_gumbel_slopes_are_those_of_the_relaxation():
     torch.manual_seed(0)
     logits, book = torch.randn(2, 5, 1, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     weight, temperature = torch.randn(2, 3, 1, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
-    gumbel = -(-(streams(2).uniform("posterior", (5, 1)) + 2.0**-25).log()).log()
+    gumbel = -(-streams(2).uniform("posterior", (5, 1)).clamp(min=2.0**-25).log()).log()
 
     def relaxed(at: Tensor) -> Tensor:
         return (weight * torch.einsum("bks,kc->bcs", ((at + gumbel) / temperature).softmax(1), book)).sum()
