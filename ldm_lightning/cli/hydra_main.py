@@ -171,14 +171,19 @@ def _unknown_key(error: ConfigCompositionException, verb: str, overrides: list[s
     return f"there is no configuration key '{key}'{nearest(key, known)}"
 
 
-def _composes(verb: str, overrides: list[str]) -> bool:
+def _composed(verb: str, overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            hydra.compose(verb, overrides)
-    except ConfigCompositionException:
-        return False
+            return hydra.compose(verb, overrides)
     finally:
         GlobalHydra.instance().clear()
+
+
+def _composes(verb: str, overrides: list[str]) -> bool:
+    try:
+        _composed(verb, overrides)
+    except ConfigCompositionException:
+        return False
     return True
 
 
@@ -188,15 +193,12 @@ def _known_keys(verb: str, unknown: str, overrides: list[str]) -> list[str]:
     while True:
         usable = [text for text in usable if re.split("[=+~@]", text.lstrip("+~"))[0] != unknown]
         try:
-            with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                return list(_flat(OmegaConf.to_container(hydra.compose(verb, usable), resolve=False)))
+            return list(_flat(OmegaConf.to_container(_composed(verb, usable), resolve=False)))
         except ConfigCompositionException as other:
             match = re.search(r"[Cc]ould not override '([^']+)'", str(other))
             if match is None or match.group(1) == unknown:
                 return []
             unknown = match.group(1)
-        finally:
-            GlobalHydra.instance().clear()
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:

@@ -228,6 +228,8 @@ class VariationalBound:
 
     def _of_latents(self, denoise: Denoise, path: GaussianPath, z0: Tensor, streams: Streams) -> Tensor:
         """(B,) bound on a Gaussian path."""
+        if isinstance(denoise, VarianceDenoise) and self.steps < 2:
+            raise UserError("likelihood.steps=1: a learned variance needs at least 2")
         data = z0.double()
         schedule = host(path.schedule)
         times = self.grid(self.steps, schedule).flip(0)
@@ -243,8 +245,6 @@ class VariationalBound:
             t = times[k].expand(len(z0))
             clean = denoise(path.corrupt(z0, t, noise), t).double()
             if isinstance(denoise, VarianceDenoise):
-                if self.steps < 2:
-                    raise UserError("likelihood.steps=1: a learned variance needs at least 2")
                 around = exact[[k - 1, k, min(k + 1, self.steps)], None].expand(-1, len(z0)).unbind()
                 nats = nats + step_nats(path, data, clean, denoise.fraction, around)
             elif k > 1:

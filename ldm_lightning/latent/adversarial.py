@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm_lightning.errors import UserError
+from ldm_lightning.latent.ranks import mean_over_ranks
 
-__all__ = ["AdaptiveWeight", "Game", "Hinge", "NonSaturating", "gradient_penalty", "lecam", "mean_over_ranks"]
+__all__ = ["AdaptiveWeight", "Game", "Hinge", "NonSaturating", "gradient_penalty", "lecam"]
 
 
 class Game(Protocol):
@@ -131,12 +132,3 @@ def _gradient(loss: Tensor, parameter: Tensor) -> Tensor:
             "pictures: register the output layer last, or set first_stage.adversary.balance=null"
         )
     return gradient
-
-
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """``value`` averaged over all processes, which must all call this; without gradient."""
-    value = value.detach()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
-    return value

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from ldm_lightning.errors import UserError
 
-__all__ = ["BitScale", "CodeScale", "LatentScale", "LatentStatistics", "Scale"]
+__all__ = ["BitScale", "CodeScale", "LatentScale", "LatentStatistics", "Scale", "per_channel"]
 
 
 class Scale(Protocol):
@@ -89,14 +89,15 @@ class LatentScale(nn.Module):
 
     def standardize(self, raw: Tensor) -> Tensor:
         """Raw latents (B, C, *space) -> standardized latents."""
-        return (raw - _view(self.mean, raw)) / _view(self.std, raw)
+        return (raw - per_channel(self.mean, raw)) / per_channel(self.std, raw)
 
     def unstandardize(self, z: Tensor) -> Tensor:
         """Standardized latents (B, C, *space) -> raw latents."""
-        return z * _view(self.std, z) + _view(self.mean, z)
+        return z * per_channel(self.std, z) + per_channel(self.mean, z)
 
 
-def _view(statistics: Tensor, like: Tensor) -> Tensor:
+def per_channel(statistics: Tensor, like: Tensor) -> Tensor:
+    """View (C,) so that it broadcasts over ``like`` (B, C, *space)."""
     return statistics.view(1, -1, *[1] * (like.ndim - 2))
 
 

@@ -18,7 +18,7 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.nn.attention import SpatialAttention
 from ldm_lightning.nn.layers import Downsample, ResBlock, Upsample, group_norm
 
-__all__ = ["ConvDecoder", "ConvEncoder", "check_size"]
+__all__ = ["ConvDecoder", "ConvEncoder", "check_size", "level"]
 
 
 class ConvEncoder(nn.Module):
@@ -51,10 +51,10 @@ class ConvEncoder(nn.Module):
         self.net = nn.Sequential(
             nn.PixelUnshuffle(stem),
             nn.Conv2d(in_channels * stem**2, channels[0], 3, padding=1),
-            *_level(channels[0], blocks),
+            *level(channels[0], blocks),
         )
         for fine, coarse in pairwise(channels):
-            self.net.extend([Downsample(fine, coarse), *_level(coarse, blocks)])
+            self.net.extend([Downsample(fine, coarse), *level(coarse, blocks)])
         self.net.extend([*_middle(channels[-1], attention), *_head(channels[-1], out_channels)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,10 +98,10 @@ class ConvDecoder(nn.Module):
         self.net = nn.Sequential(
             nn.Conv2d(in_channels, channels[-1], 3, padding=1),
             *_middle(channels[-1], attention),
-            *_level(channels[-1], blocks),
+            *level(channels[-1], blocks),
         )
         for fine, coarse in reversed(list(pairwise(channels))):
-            self.net.extend([Upsample(coarse, fine), *_level(fine, blocks)])
+            self.net.extend([Upsample(coarse, fine), *level(fine, blocks)])
         self.net.extend([*_head(channels[0], out_channels * stem**2), nn.PixelShuffle(stem)])
 
     def forward(self, z: Tensor) -> Tensor:
@@ -138,7 +138,8 @@ def _factor(channels: Sequence[int], stem: int) -> int:
     return int(stem * 2 ** (len(channels) - 1))
 
 
-def _level(width: int, blocks: int) -> list[nn.Module]:
+def level(width: int, blocks: int) -> list[nn.Module]:
+    """Residual blocks of one width and resolution."""
     return [ResBlock(width, width) for _ in range(blocks)]
 
 

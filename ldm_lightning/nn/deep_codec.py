@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm_lightning.errors import UserError
-from ldm_lightning.nn.conv_codec import check_size
-from ldm_lightning.nn.layers import ResBlock, group_norm, zeroed
+from ldm_lightning.nn.conv_codec import check_size, level
+from ldm_lightning.nn.layers import group_norm, zeroed
 
 __all__ = ["DeepDecoder", "DeepEncoder", "channel_to_space", "space_to_channel"]
 
@@ -100,9 +100,9 @@ class DeepEncoder(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, channels: Sequence[int], blocks: Sequence[int]) -> None:
         super().__init__()
         self.factor = _factor(channels, blocks)
-        self.net = nn.Sequential(nn.Conv2d(in_channels, channels[0], 3, padding=1), *_level(channels[0], blocks[0]))
+        self.net = nn.Sequential(nn.Conv2d(in_channels, channels[0], 3, padding=1), *level(channels[0], blocks[0]))
         for (fine, coarse), count in zip(pairwise(channels), blocks[1:], strict=True):
-            self.net.extend([_Down(fine, coarse, 2), *_level(coarse, count)])
+            self.net.extend([_Down(fine, coarse, 2), *level(coarse, count)])
         self.net.append(_Down(channels[-1], out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,9 +135,9 @@ class DeepDecoder(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, channels: Sequence[int], blocks: Sequence[int]) -> None:
         super().__init__()
         self.factor = _factor(channels, blocks)
-        self.net = nn.Sequential(_Up(in_channels, channels[-1], 1), *_level(channels[-1], blocks[-1]))
+        self.net = nn.Sequential(_Up(in_channels, channels[-1], 1), *level(channels[-1], blocks[-1]))
         for (fine, coarse), count in reversed(list(zip(pairwise(channels), blocks[:-1], strict=True))):
-            self.net.extend([_Up(coarse, fine, 2), *_level(fine, count)])
+            self.net.extend([_Up(coarse, fine, 2), *level(fine, count)])
         self.net.extend([group_norm(channels[0]), nn.SiLU(), nn.Conv2d(channels[0], out_channels, 3, padding=1)])
 
     def forward(self, z: Tensor) -> Tensor:
@@ -150,7 +150,3 @@ def _factor(channels: Sequence[int], blocks: Sequence[int]) -> int:
     if not channels or len(channels) != len(blocks):
         raise UserError(f"channels={list(channels)} and blocks={list(blocks)}: give one entry a level to both")
     return int(2 ** (len(channels) - 1))
-
-
-def _level(width: int, blocks: int) -> list[nn.Module]:
-    return [ResBlock(width, width) for _ in range(blocks)]

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ldm_lightning.errors import UserError
-from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, gradient_penalty, lecam, mean_over_ranks
+from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, gradient_penalty, lecam
+from ldm_lightning.latent.ranks import mean_over_ranks
 from ldm_lightning.latent.reconstruction import Term
 
 __all__ = ["Adversary"]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ldm_lightning.latent.ranks import sum_over_ranks
+
 __all__ = ["Means"]
 
 
@@ -32,9 +34,7 @@ class Means:
 
     def pop(self) -> dict[str, Tensor]:
         """The means by name, float32, over all ranks, which must all call this; and start afresh."""
-        sums, self._sums = self._sums, {}
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for pair in sums.values():
-                torch.distributed.all_reduce(pair)
+        sums = {name: sum_over_ranks(pair) for name, pair in self._sums.items()}
+        self._sums = {}
         self.samples = max((round(float(count)) for _, count in sums.values()), default=0)
         return {name: (total / count).float() for name, (total, count) in sums.items()}

@@ -24,6 +24,7 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.latent.bottleneck.base import Bottleneck
 from ldm_lightning.latent.codes import bits_per_group, number_bits
 from ldm_lightning.latent.posterior import PointPosterior
+from ldm_lightning.latent.ranks import mean_over_ranks
 from ldm_lightning.latent.scale import BitScale
 from ldm_lightning.latent.term import Term
 
@@ -110,8 +111,4 @@ def _entropy(probability: Tensor) -> Tensor:
 
 def _over_ranks(own: Tensor) -> Tensor:
     """The mean over ranks; its gradient reaches this rank's part, so that DDP's mean of gradients is the whole one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
-    everyone = own.detach().clone()
-    torch.distributed.all_reduce(everyone)
-    return everyone / torch.distributed.get_world_size() + (own - own.detach())
+    return mean_over_ranks(own) + (own - own.detach())

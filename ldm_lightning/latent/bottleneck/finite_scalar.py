@@ -20,7 +20,7 @@ from torch import Tensor
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.bottleneck.base import Bottleneck
 from ldm_lightning.latent.posterior import PointPosterior
-from ldm_lightning.latent.scale import CodeScale, LatentScale
+from ldm_lightning.latent.scale import CodeScale, LatentScale, per_channel
 
 __all__ = ["FiniteScalar"]
 
@@ -68,7 +68,7 @@ class FiniteScalar(Bottleneck):
     def forward(self, features: Tensor) -> PointPosterior:
         """Bound and round the features."""
         reach, offset, shift, width = (
-            _view(constant, features) for constant in (self.reach, self.offset, self.shift, self.width)
+            per_channel(constant, features) for constant in (self.reach, self.offset, self.shift, self.width)
         )
         bounded = (reach * torch.tanh(features + shift) - offset) / width
         codes = self.snap(bounded)
@@ -77,18 +77,18 @@ class FiniteScalar(Bottleneck):
 
     def snap(self, latents: Tensor) -> Tensor:
         """The nearest codes of latents (B, C, *space)."""
-        levels, width = _view(self.levels, latents), _view(self.width, latents)
+        levels, width = per_channel(self.levels, latents), per_channel(self.width, latents)
         return torch.clamp((latents * width).round(), min=-width, max=levels - 1 - width) / width
 
     def number(self, codes: Tensor) -> Tensor:
         """(B, 1, *space) int64 in [0, prod(levels)) of codes (B, C, *space); the first channel counts ones."""
-        width, basis = _view(self.width, codes), _view(self.basis, codes)
+        width, basis = per_channel(self.width, codes), per_channel(self.basis, codes)
         digits = (codes * width).round().long() + width
         return (digits * basis).sum(1, keepdim=True)
 
     def code(self, numbers: Tensor) -> Tensor:
         """The codes (B, C, *space) of numbers (B, 1, *space)."""
-        levels, width, basis = (_view(constant, numbers) for constant in (self.levels, self.width, self.basis))
+        levels, width, basis = (per_channel(constant, numbers) for constant in (self.levels, self.width, self.basis))
         return (numbers // basis % levels - width) / width
 
     def unpack(self, packed: Tensor) -> PointPosterior:
@@ -99,7 +99,3 @@ class FiniteScalar(Bottleneck):
     def scale(self, statistics: Mapping[str, Any]) -> CodeScale:
         """Standardized by the measured mean and deviation of each channel."""
         return CodeScale(LatentScale.measured(statistics), self.snap)
-
-
-def _view(constant: Tensor, like: Tensor) -> Tensor:
-    return constant.view(1, -1, *[1] * (like.ndim - 2))

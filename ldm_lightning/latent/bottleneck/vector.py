@@ -28,6 +28,7 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.latent.bottleneck.base import Bottleneck
 from ldm_lightning.latent.bottleneck.nearest import nearest_codes
 from ldm_lightning.latent.posterior import PointPosterior, Posterior
+from ldm_lightning.latent.ranks import are_several, sum_over_ranks
 from ldm_lightning.latent.scale import CodeScale, LatentScale
 from ldm_lightning.latent.term import Term
 from ldm_lightning.rng import Streams
@@ -130,10 +131,9 @@ class VectorQuantizer(Bottleneck):
         seen, self._seen = self._seen, None
         keys, self._keys = self._keys, []
         candidates, self._candidates = self._candidates, []
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(seen)
-            if keys:
-                keys, candidates = _gather(keys[0], self.codes), _gather(candidates[0], self.codes)
+        seen = sum_over_ranks(seen)
+        if keys and are_several():
+            keys, candidates = _gather(keys[0], self.codes), _gather(candidates[0], self.codes)
         finite = seen.isfinite().all()  # a diverged step must not spoil the book
         seen = torch.where(finite, seen, 0.0)
         counts, sums, weight = seen[:, 0].float(), seen[:, 1:].float(), (1 - self.decay) * finite.float()
