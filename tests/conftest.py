@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import sys
@@ -176,3 +177,28 @@ def latents(first_stage_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     result = run_ldm("encode", f"run={first_stage_run}", f"output={output}", "shard_size=30", "batch_size=16")
     assert result.code == 0, result.err
     return output
+
+
+@pytest.fixture(scope="session")
+def emoji_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What npm's emoji-datasource-VENDOR unpacks to: 40 emoji of noise, every fourth in two tones besides."""
+    root = tmp_path_factory.mktemp("emoji") / "package"
+    folder, rng, rows = root / "img" / "maker" / "64", np.random.default_rng(0), []
+    folder.mkdir(parents=True)
+
+    def draw(name: str) -> str:
+        Image.fromarray(rng.integers(0, 256, (64, 64, 4), dtype=np.uint8)).save(folder / f"{name}.png")
+        return f"{name}.png"
+
+    for number in range(40):
+        row = {
+            "name": f"SIGN {number}",
+            "category": ("Symbols", "People & Body")[number % 2],
+            "image": draw(str(number)),
+        }
+        if number % 4 == 1:
+            tones = ("1F3FB", "1F3FF-1F3FC")
+            row["skin_variations"] = {tone: {"image": draw(f"{number}-{tone.lower()}")} for tone in tones}
+        rows.append(row)
+    (root / "emoji.json").write_text(json.dumps(rows))
+    return root

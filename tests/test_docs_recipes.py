@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,9 +84,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(PAGES))
-def test_page_runs(page: str, project: Path, ldm: Callable) -> None:
+def test_page_runs(page: str, project: Path, ldm: Callable, emoji_package: Path) -> None:
     write_files(page, project)
     write_data(project)
+    shutil.copytree(emoji_package, project / "package")
     for words in commands(page):
         result = ldm(*tiny(words))
         assert result.code == 0, f"ldm {shlex.join(words)}\n{result.err}"

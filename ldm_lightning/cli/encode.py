@@ -152,8 +152,12 @@ def _samples(data: DataModule) -> dict[str, np.ndarray]:
     """See `ldm_lightning.data.latent_files.read_samples`."""
     source = data.source
     every = range(len(source))
-    hashes = b"".join(map(source.content_hash, every))
-    known = {"hash": np.frombuffer(hashes, np.uint8).reshape(len(source), -1)}
+    known = {
+        name: np.frombuffer(b"".join(map(of, every)), np.uint8).reshape(len(source), -1)
+        for name, of in (("hash", source.content_hash), ("split_key", source.split_key))
+    }
+    if np.array_equal(known["split_key"], known["hash"]):
+        del known["split_key"]
     if source.class_names:
         known["label"] = np.array([source.label(i) for i in every], dtype=np.int64)
     if source.has_captions:

@@ -5,7 +5,8 @@ A second stage is measured by the Fréchet distance of its samples to real pictu
 that draws perfectly from its training set would reach. With classes, a *judge* (a small classifier trained on other
 real pictures the model never saw) also tells how often a sample is read as the class asked for, beside its accuracy on
 real pictures unknown to it. ``likelihood=...`` adds how likely the reference's latents are under the model. A first
-stage is measured by its reconstructions, by what its latents cost under its prior (bits per pixel: the KL, for codes
+stage is measured by its reconstructions (PSNR, SSIM, with ``perceptual=...`` a distance that was taught to see, with
+``extractor=...`` their Fréchet distance), by what its latents cost under its prior (bits per pixel: the KL, for codes
 their plain number), and by how many of its codes are in use.
 """
 
@@ -44,7 +45,7 @@ from ldm_lightning.latent.codes import CodeUsage
 from ldm_lightning.metrics.class_accuracy import ClassAccuracy, Judge, JudgeExtractor, fit_judge
 from ldm_lightning.metrics.extractor import Extractor
 from ldm_lightning.metrics.frechet import FrechetDistance
-from ldm_lightning.metrics.reconstruction import reconstruction_metrics
+from ldm_lightning.metrics.reconstruction import PictureMean, reconstruction_metrics
 
 __all__ = ["main"]
 
@@ -118,7 +119,8 @@ def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], 
     autoencoder = module.autoencoder
     metrics, nats, count = reconstruction_metrics(), 0.0, 0
     usage = CodeUsage(autoencoder.bottleneck.groups, autoencoder.bottleneck.codes)
-    distances = [FrechetDistance(extractor).to(device()) for extractor in _extractors(config)]
+    perceived = {eye.name: PictureMean(eye.distances).to(device()) for eye in _made(config, "perceptual")}
+    distances = [FrechetDistance(extractor).to(device()) for extractor in _made(config, "extractor")]
     for batch in tqdm(data.loader(split, limit=config.n), desc="reconstructing", unit="batch"):
         with torch.no_grad():
             posterior = autoencoder.encode(batch.x.to(module.device))
@@ -128,11 +130,15 @@ def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], 
         nats += posterior.kl().sum().item() * z[0].numel()
         if (numbers := posterior.numbers()) is not None:
             usage.update(numbers.cpu())
+        shown, seen = batch.x.to(device()), reconstruction.to(device())
+        for metric in perceived.values():
+            metric.update(seen, shown)
         for distance in distances:
-            distance.update(batch.x.to(device()), real=True)
-            distance.update(reconstruction.to(device()), real=False)
+            distance.update(shown, real=True)
+            distance.update(seen, real=False)
         count += len(batch)
-    figures = {f"{name}@{count}": {"value": float(value)} for name, value in metrics.compute().items()}
+    values = metrics.compute() | {name: metric.compute() for name, metric in perceived.items()}
+    figures = {f"{name}@{count}": {"value": float(value)} for name, value in values.items()}
     figures[f"latent_bits_per_pixel@{count}"] = {"value": nats / math.log(2) / (count * math.prod(data.shape[1:]))}
     if autoencoder.bottleneck.codes:
         figures |= {f"{name}@{count}": {"value": float(value)} for name, value in usage.compute().items()}
@@ -141,11 +147,13 @@ def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], 
 
 
 def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], dict[str, Any]]:
+    if config.get("perceptual"):
+        raise UserError(f"perceptual= measures a first stage, but {config.run} holds a second stage: leave it out")
     module = load_latent_diffusion(config.run, config.get("guidance"), config.scale).module
     sampler = choose(config, module)
     split = _reference(config, data)
     nll, nll_protocol = measure_likelihood(config, module, data, split) if config.get("likelihood") else ({}, {})
-    extractors, figures = _extractors(config), {}
+    extractors, figures = _made(config, "extractor"), {}
     judge, share = None, 0
     judged = config.judge and data.num_classes
     # No more pictures are read than are used: n to compare with, and the judge's own.
@@ -189,8 +197,9 @@ def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, A
     return figures | nll, protocol | nll_protocol
 
 
-def _extractors(config: DictConfig) -> list[Extractor]:
-    return [instantiate(config.extractor)] if config.get("extractor") else []
+def _made(config: DictConfig, group: str) -> list[Any]:
+    """What the option of this group describes, if one was chosen."""
+    return [instantiate(config[group])] if config.get(group) else []
 
 
 def _fit_judge(known: Batch, num_classes: int, seed: int) -> Judge:

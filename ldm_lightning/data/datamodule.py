@@ -89,8 +89,8 @@ class DataModule(pl.LightningDataModule):
         """
         if not self._splits:
             self.source.prepare(self.transform.min_size)
-            hashes = map(self.source.content_hash, range(len(self.source)))
-            self._splits = split(hashes, self.validation, self.test)
+            keys = map(self.source.split_key, range(len(self.source)))
+            self._splits = split(keys, self.validation, self.test)
 
     def check_trainable(self) -> None:
         """Check that every split a training needs holds pictures, and the training split a whole batch.
@@ -108,12 +108,12 @@ class DataModule(pl.LightningDataModule):
         )
         mend = ""
         if not (train and validation):
-            hashes = [self.source.content_hash(i) for i in range(len(self.source))]
-            shares = working_shares(hashes, self.test)
+            keys = [self.source.split_key(i) for i in range(len(self.source))]
+            shares = working_shares(keys, self.test)
             if shares is None:
                 raise UserError(f"{cause}: give more different pictures")
             mend = f"data.validation={shares[0]:g} data.test={shares[1]:g} "
-            train = len(split(hashes, *shares)["train"])
+            train = len(split(keys, *shares)["train"])
         raise UserError(f"{cause}: set {mend}data.batch_size={min(self.batch_size, train)}")
 
     @property

@@ -128,3 +128,7 @@ class ImageFolder:
     def content_hash(self, i: int) -> bytes:
         """16 bytes of BLAKE2b over the bytes of the file."""
         return self._hashes[i]
+
+    def split_key(self, i: int) -> bytes:
+        """The content hash."""
+        return self.content_hash(i)

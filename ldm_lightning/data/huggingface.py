@@ -154,3 +154,7 @@ class HuggingFace:
     def content_hash(self, i: int) -> bytes:
         """16 bytes of BLAKE2b over the encoded picture."""
         return self._hashes[i]
+
+    def split_key(self, i: int) -> bytes:
+        """The content hash."""
+        return self.content_hash(i)

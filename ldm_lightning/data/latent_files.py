@@ -169,8 +169,9 @@ def read_samples(root: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     """What is known of the samples beside their latents.
 
     Returns:
-        ``hash`` (N, 16) uint8; ``label`` (N,) int64 if they are labelled; if there are captions, ``caption``, the
-        bytes of all of them, and ``caption_end`` (N,) int64, where each ends.
+        ``hash`` (N, 16) uint8; ``split_key`` (N, 16) uint8 where it is another; ``label`` (N,) int64 if they are
+        labelled; if there are captions, ``caption``, the bytes of all of them, and ``caption_end`` (N,) int64, where
+        each ends.
     """
     (name,) = (name for name in manifest.files or {} if name.startswith("samples-"))
     return dict(safetensors.numpy.load_file(root / name))

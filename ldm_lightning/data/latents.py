@@ -1,10 +1,10 @@
 """Cached latents: the source of a second stage whose first stage has already seen every picture.
 
 A cache (made by ``ldm encode``, laid out in `ldm_lightning.data.latent_files`) is a `Source` like any other: it knows
-labels, captions and content hashes of all samples by their global index, so the splits, the order and the fingerprint
-are those of the pictures. What it adds is the posterior of every picture: not one draw from it, which would be the
-same in every epoch, but the tensors a draw needs, *packed* by the posterior itself (mean and standard deviation of a
-Gaussian). The noise of a draw is a function of (seed, epoch, index) as in live training, and a picture that is
+labels, captions, hashes and split keys of all samples by their global index, so the splits, the order and the
+fingerprint are those of the pictures. What it adds is the posterior of every picture: not one draw from it, which would
+be the same in every epoch, but the tensors a draw needs, *packed* by the posterior itself (mean and standard deviation
+of a Gaussian). The noise of a draw is a function of (seed, epoch, index) as in live training, and a picture that is
 mirrored there has the posterior of its mirror image here, so the two see the same latents.
 
 Pictures themselves are still had, for comparisons with samples, from the source that the cache was made of.
@@ -64,6 +64,7 @@ class LatentCache:
         verify(self.root, manifest)
         samples = read_samples(self.root, manifest)
         self._hashes, self._labels = samples["hash"], samples.get("label")
+        self._split_keys = samples.get("split_key", self._hashes)
         self._captions, self._ends = samples.get("caption"), samples.get("caption_end")
         self.class_names, self.has_captions = manifest.class_names, self._captions is not None
         self._min_size, self._manifest = min_size, manifest
@@ -98,6 +99,10 @@ class LatentCache:
     def content_hash(self, i: int) -> bytes:
         """16 bytes of BLAKE2b, as of the picture."""
         return bytes(self._hashes[i])
+
+    def split_key(self, i: int) -> bytes:
+        """As of the picture."""
+        return bytes(self._split_keys[i])
 
     def picture(self, i: int) -> Image:
         """Picture ``i`` itself, from where the cache was made of.

@@ -67,3 +67,10 @@ class Source(Protocol):
     def content_hash(self, i: int) -> bytes:
         """16 bytes of BLAKE2b over the content: equal for duplicates, whatever their name or place."""
         ...
+
+    def split_key(self, i: int) -> bytes:
+        """Bytes that decide on which side of a split the picture falls, and all pictures with the same.
+
+        The content hash, unless different pictures would give each other away.
+        """
+        ...

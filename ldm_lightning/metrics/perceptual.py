@@ -10,8 +10,9 @@ A picture moved by one pixel looks the same, yet strided layers answer it very d
 come inside a package (extra ``offline``), whose data alone are read: its code is never run.
 
 Both classes here are called with (reconstruction, picture), (B, C, H, W) in [-1, 1] with C = 1 or 3, and answer the
-mean over the batch, a differentiable scalar. They are held outside the module in training (no checkpoint, optimizer or
-average shall carry their weights), so they follow the pictures to their device by themselves.
+mean over the batch, a differentiable scalar; ``name`` labels the figure. They are held outside the module in training
+(no checkpoint, optimizer or average shall carry their weights), so they follow the pictures to their device by
+themselves.
 """
 
 from __future__ import annotations
@@ -98,9 +99,10 @@ class ShiftTolerantLpips(nn.Module):
     def __init__(self, network: str = "alex", resize: int | None = None) -> None:
         super().__init__()
         if network not in _NETWORKS:
-            raise UserError(f"first_stage.loss.perceptual.network={network}: choose one of {', '.join(_NETWORKS)}")
+            raise UserError(f"perceptual.network={network}: choose one of {', '.join(_NETWORKS)}")
         weights = _read_weights(network)
         self.resize = resize
+        self.name = f"st_lpips_{network}" if resize is None else f"st_lpips_{network}_{resize}"
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in _NETWORKS[network]())
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
@@ -130,8 +132,8 @@ class ShiftTolerantLpips(nn.Module):
                     raise
                 height, width = x.shape[2:]
                 raise UserError(
-                    f"pictures of {height}x{width} are too small for the perceptual network: set "
-                    "first_stage.loss.perceptual.resize=64"
+                    f"pictures of {height}x{width} are too small for the perceptual network: set perceptual.resize=64, "
+                    "in training first_stage.loss.perceptual.resize=64"
                 ) from error
             maps.append(F.normalize(h.float(), dim=1, eps=1e-6))
         return maps
@@ -166,13 +168,18 @@ class Lpips:
         try:
             metric: Any = LearnedPerceptualImagePatchSimilarity(net_type=network)  # type: ignore[arg-type]
         except ValueError as error:
-            raise UserError(f"first_stage.loss.perceptual.network={network}: {error}") from error
+            raise UserError(f"perceptual.network={network}: {error}") from error
+        self.name = f"lpips_{network}"
         self.network = metric.net.requires_grad_(False)
+
+    def distances(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B,) distances of the pictures ``x`` and ``y``."""
+        distances: Tensor = self.network.to(x.device)(_rgb(x), _rgb(y))
+        return distances.flatten()
 
     def __call__(self, reconstruction: Tensor, x: Tensor) -> Tensor:
         """Mean distance of a batch, a scalar."""
-        distances: Tensor = self.network.to(x.device)(_rgb(reconstruction), _rgb(x))
-        return distances.mean()
+        return self.distances(reconstruction, x).mean()
 
 
 def _rgb(x: Tensor) -> Tensor:

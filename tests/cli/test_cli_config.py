@@ -62,7 +62,7 @@ def compose(verb: str, *overrides: str) -> DictConfig:
 
 def verb_and_overrides(group: str, option: str) -> tuple[str, list[str]]:
     """A command line that uses the option."""
-    if group in ("extractor", "likelihood"):
+    if group in ("extractor", "likelihood", "perceptual"):
         return "evaluate", [f"{group}={option}"]
     if group in ("experiment", "debug", "sweep", "stage", "data", "trainer", "logger", "optim", "learning_rate"):
         return "train", [f"{group}={option}"]
@@ -102,9 +102,8 @@ def test_every_option_is_built(group: str, option: str, tmp_path: Path) -> None:
     verb, overrides = verb_and_overrides(group, option)
     config = compose(verb, *overrides, *([f"runs={tmp_path}", "trainer.devices=1"] if verb == "train" else []))
     for name, node in buildable(config).items():
-        if node["_target_"].endswith("InceptionExtractor") or node.get("perceptual", {}).get("_target_", "").endswith(
-            ".Lpips"
-        ):
+        perceptual = node.get("perceptual") or node
+        if node["_target_"].endswith("InceptionExtractor") or perceptual["_target_"].endswith(".Lpips"):
             with pytest.raises(Exception, match="fid"):
                 instantiate(node)
             continue
@@ -180,19 +179,20 @@ SMALL = [
 
 
 def first_stage_of(experiment: str) -> str:
-    data = "fashion_mnist" if experiment.startswith("fashion_mnist") else "mnist5k"
+    data = next(name for name in ("fashion_mnist", "emoji", "mnist5k") if experiment.startswith(name))
     return f"{data}_bernoulli_first_stage" if "bernoulli" in experiment else f"{data}_first_stage"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_trains(
-    experiment: str, ldm: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
+    experiment: str, ldm: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory, emoji_package: Path
 ) -> None:
-    if "gan" in experiment and importlib.util.find_spec("stlpips_pytorch") is None:
+    if experiment == "fashion_mnist_first_stage_gan" and importlib.util.find_spec("stlpips_pytorch") is None:
         pytest.skip("needs the extra offline")
     if "fashion" in experiment and not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip("needs the Debian package dataset-fashion-mnist")
+    data = [f"data.root={emoji_package}"] if "emoji" in experiment else []
     runs = tmp_path_factory.getbasetemp() / "experiments"
     first = runs / (experiment if "first_stage" in experiment else first_stage_of(experiment))
     if not first.exists():
@@ -200,6 +200,7 @@ def test_every_experiment_trains(
             "train",
             f"experiment={first.name}",
             *SMALL,
+            *data,
             f"runs={runs}",
             f"name={first.name}",
             "statistics_pictures=64",
@@ -210,6 +211,7 @@ def test_every_experiment_trains(
             "train",
             f"experiment={experiment}",
             *SMALL,
+            *data,
             "sampler.steps=2",
             f"runs={runs}",
             f"name={experiment}",

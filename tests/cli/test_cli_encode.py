@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from ldm_lightning.artifact import read_artifact, read_manifest
+from ldm_lightning.data.emoji import Emoji
 from ldm_lightning.data.latent_files import read_manifest as read_cache
+from ldm_lightning.data.latents import LatentCache
+from ldm_lightning.data.split import split
 from ldm_lightning.loggers.csv_log import read_metrics
-from tests.conftest import TINY_LATENT_DIFFUSION, Result
+from tests.conftest import TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
 
 Ldm = Callable[..., Result]
 
@@ -195,3 +198,19 @@ def test_captions_train_from_a_cache_as_from_pictures(
     for name, points in theirs.items():
         assert [v for _, v in ours[name]] == pytest.approx([v for _, v in points], rel=1e-6), name
     assert ldm("sample", f"run={cached}", "n=2", "captions=[a zer]").code == 0
+
+
+def test_a_cache_keeps_together_what_the_pictures_keep_together(emoji_package: Path, tmp_path: Path, ldm: Ldm) -> None:
+    data = ["data=emoji", f"data.root={emoji_package}", "data.transform.upscale=false"]
+    done = ldm("train", *data, *TINY_FIRST_STAGE, f"runs={tmp_path}", "name=first")
+    assert done.code == 0, done.err
+    cache = encode(ldm, tmp_path / "first", tmp_path / "latents")
+    done = ldm("train", *CACHED, "data=latents", f"data.root={cache}", f"runs={tmp_path}", "name=second")
+    assert done.code == 0, done.err
+    source = LatentCache(str(cache))
+    source.prepare()
+    live = Emoji(str(emoji_package))
+    live.prepare()
+    keys = [live.split_key(i) for i in range(len(live))]
+    assert [source.split_key(i) for i in range(len(source))] == keys != [live.content_hash(i) for i in range(len(live))]
+    assert f"data: {len(split(keys, 0.2, 0)['train'])} train" in done.err + done.out

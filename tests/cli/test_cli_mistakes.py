@@ -422,6 +422,22 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
         ["likelihood: ProbabilityFlow", "likelihood=bound"],
     ),
     "evaluate other data": (_changed_data, ["fingerprint"]),
+    "perception of a second stage": (
+        lambda w: ["evaluate", f"run={w.second}", "perceptual=shift_tolerant"],
+        ["perceptual=", "first stage"],
+    ),
+    "no perceptual network": (
+        lambda w: ["evaluate", f"run={w.first}", "perceptual=shift_tolerant", "perceptual.network=alx"],
+        ["perceptual.network=alx", "alex"],
+    ),
+    "no emoji": (
+        lambda w: ["train", "data=emoji", f"runs={w.empty}/runs"],
+        ["npm pack emoji-datasource-google", "data.root"],
+    ),
+    "emoji of another folder": (
+        lambda w: ["train", "data=emoji", f"data.root={w.pictures}", f"runs={w.empty}/runs"],
+        ["emoji.json", "npm pack"],
+    ),
     "likelihood of a first stage": (lambda w: ["evaluate", f"run={w.first}", "likelihood=ode"], ["second stage"]),
     "likelihood of no probe": (
         lambda w: ["evaluate", f"run={w.second}", "likelihood=ode", "likelihood.probes=0"],

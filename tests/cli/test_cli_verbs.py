@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_lightning.cli import build
+from ldm_lightning.cli.trained import load_first_stage
+from ldm_lightning.metrics.perceptual import ShiftTolerantLpips
 from tests.conftest import TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
 
 Ldm = Callable[..., Result]
@@ -107,6 +111,22 @@ def test_evaluation_carries_its_protocol(latent_diffusion_run: Path, ldm: Ldm) -
     assert a["protocol"]["sampler"] == "Euler, 2 evaluations"
     assert {"seed", "weights", "step", "data", "version", "torch", "machine", "guidance"} <= a["protocol"].keys()
     assert (latent_diffusion_run / "evaluation" / "a.png").is_file()
+
+
+def test_reconstructions_are_measured_by_pixels_features_and_eye(first_stage_run: Path, ldm: Ldm) -> None:
+    if importlib.util.find_spec("stlpips_pytorch") is None:
+        pytest.skip("needs the extra offline")
+    seen = ["perceptual=shift_tolerant", "perceptual.resize=64"]
+    result = ldm("evaluate", f"run={first_stage_run}", "name=seen", "extractor=tiny", "batch_size=5", *seen)
+    assert result.code == 0, result.err
+    written = json.loads((first_stage_run / "evaluation" / "seen.json").read_text())
+    n = written["protocol"]["n"]
+    names = ("psnr", "ssim", "l1", "st_lpips_alex_64", "latent_bits_per_pixel", "rfd_tiny")
+    assert set(written["figures"]) == {f"{name}@{n}" for name in names}
+    data = load_first_stage(first_stage_run)
+    x = build.data_module(data.config).pictures("validation").x
+    expected = ShiftTolerantLpips(resize=64).distances(data.module.reconstruct(x), x).mean()
+    assert written["figures"][f"st_lpips_alex_64@{n}"]["value"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_likelihood_is_a_figure_with_its_protocol(latent_diffusion_run: Path, ldm: Ldm) -> None:

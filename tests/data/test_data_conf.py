@@ -37,7 +37,7 @@ def test_every_configuration_builds(pictures):
         ],
     }
     names = {path.stem for path in CONF.glob("*.yaml")}
-    assert names == {"image_folder", "mnist5k", "fashion_mnist", "huggingface", "latents"}
+    assert names == {"image_folder", "mnist5k", "fashion_mnist", "emoji", "huggingface", "latents"}
     for name in names:
         assert isinstance(build(name, *needed.get(name, [])), DataModule)
 
