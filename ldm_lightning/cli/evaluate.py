@@ -81,7 +81,8 @@ def main(config: DictConfig) -> None:
     figures, protocol = measure(config, data)
     if (n := protocol["n"]) < config.n:
         split = protocol["reference"]
-        why = f"the {split} split has {data.sizes[split]}, and a judge learns from some of them"
+        why = f"the {split} split has {data.sizes[split]}"
+        why += ", and a judge learns from some of them" if manifest["kind"] == "latent_diffusion" else ""
         print(f"ldm evaluate: measured on n={n} pictures, not on {config.n}: {why}", file=sys.stderr)
     protocol |= {
         "weights": manifest["sha256"][:12],

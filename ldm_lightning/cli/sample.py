@@ -24,6 +24,7 @@ from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.cli.trained import Trained, load_latent_diffusion
 from ldm_lightning.data.dataset import encode_caption
 from ldm_lightning.diffusion.sampler import Sampler
+from ldm_lightning.diffusion.self_conditioning import check_evaluated_once
 from ldm_lightning.errors import UserError
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 
@@ -76,6 +77,8 @@ def choose(config: DictConfig, module: LatentDiffusion) -> Sampler:
     """The run's sampler, changed where the command line says so."""
     sampler: Sampler = instantiate(config.sampler) if config.get("sampler") else module.sampler
     check_sampler(sampler, module.denoiser)
+    if module.objective.self_conditioning:
+        check_evaluated_once(sampler)
     if config.steps is not None:
         sampler = replace(sampler, steps=config.steps)  # type: ignore[type-var]
     return sampler

@@ -26,7 +26,7 @@ from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.sampler import AdaptiveODE, Sampler
 from ldm_lightning.errors import UserError
 
-__all__ = ["ESTIMATE", "check_sampler", "first_estimate", "remembering"]
+__all__ = ["ESTIMATE", "check_evaluated_once", "first_estimate", "remembering"]
 
 ESTIMATE = "estimate"
 
@@ -56,7 +56,7 @@ def remembering(denoise: Denoise, estimate: Tensor) -> Denoise:
     return remembered
 
 
-def check_sampler(sampler: Sampler) -> None:
+def check_evaluated_once(sampler: Sampler) -> None:
     """Refuse a sampler that needs a function of z and t alone.
 
     Raises:

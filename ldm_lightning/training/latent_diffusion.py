@@ -17,7 +17,7 @@ from ldm_lightning.diffusion.guidance import Denoise, Guidance, foresee
 from ldm_lightning.diffusion.learned_variance import observed
 from ldm_lightning.diffusion.objective import Objective, Term, total
 from ldm_lightning.diffusion.sampler import Sampler
-from ldm_lightning.diffusion.self_conditioning import ESTIMATE, check_sampler, remembering
+from ldm_lightning.diffusion.self_conditioning import ESTIMATE, check_evaluated_once, remembering
 from ldm_lightning.latent.frozen import FrozenFirstStage
 from ldm_lightning.rng import Streams
 from ldm_lightning.training.cadence import log_due
@@ -57,7 +57,7 @@ class LatentDiffusion(pl.LightningModule):
     ) -> None:
         super().__init__()
         if objective.self_conditioning:
-            check_sampler(sampler)
+            check_evaluated_once(sampler)
         self.denoiser = denoiser
         self.objective = objective
         self.first_stage = first_stage
@@ -128,7 +128,7 @@ class LatentDiffusion(pl.LightningModule):
         path, streams, sampler = self.denoiser.path, Streams(seed, index), sampler or self.sampler
         z = path.prior(streams, self.latent_shape)
         if self.objective.self_conditioning:
-            check_sampler(sampler)
+            check_evaluated_once(sampler)
             condition = {**condition, ESTIMATE: torch.zeros_like(z)}
 
         def bind(denoiser: Denoiser) -> Denoise:

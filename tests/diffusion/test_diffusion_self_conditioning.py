@@ -29,7 +29,7 @@ from ldm_lightning.diffusion.sampler import (
     UniPC,
 )
 from ldm_lightning.diffusion.schedule import LinearFlow
-from ldm_lightning.diffusion.self_conditioning import ESTIMATE, check_sampler, first_estimate, remembering
+from ldm_lightning.diffusion.self_conditioning import ESTIMATE, check_evaluated_once, first_estimate, remembering
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
@@ -233,6 +233,6 @@ def test_a_network_that_does_not_read_the_estimate_does_not_notice(network):
 
 def test_an_adaptive_solver_is_refused():
     for sampler in SAMPLERS.values():
-        check_sampler(sampler)
+        check_evaluated_once(sampler)
     with pytest.raises(UserError, match="choose another sampler, such as heun"):
-        check_sampler(AdaptiveODE())
+        check_evaluated_once(AdaptiveODE())

@@ -172,6 +172,9 @@ def test_likelihood_of_a_self_conditioned_model_says_what_it_measures(train, ldm
 
 
 def test_a_self_conditioned_model_refuses_an_adaptive_solver(train, ldm):
-    done = ldm("sample", f"run={train(*SELF)}", "sampler=adaptive")
-    assert done.code == 2
-    assert "choose another sampler" in done.err
+    run = train(*SELF)
+    for verb in ("sample", "evaluate"):
+        done = ldm(verb, f"run={run}", "sampler=adaptive")
+        assert done.code == 2
+        assert "choose another sampler" in done.err
+        assert "training the judge" not in done.err  # before any work
