@@ -7,6 +7,7 @@ What it leaves is what training leaves: every verb takes it, and the original is
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -17,6 +18,7 @@ from ldm_lightning.artifact import read_artifact
 from ldm_lightning.callbacks.export import Export
 from ldm_lightning.cli import build
 from ldm_lightning.cli.diffusers_format import autoencoder_node, import_weights, read_model
+from ldm_lightning.cli.latent_data import adopt
 from ldm_lightning.cli.launch import check_place, make_trainer, settle
 from ldm_lightning.cli.run_folder import claim, lock
 from ldm_lightning.cli.schema import check, check_numbers
@@ -64,6 +66,7 @@ def _complete(config: DictConfig) -> None:
         named = "-".join(filter(None, ("import", Path(config.source).name, config.subfolder)))
         config.name = re.sub(r"[^\w.-]+", "_", named)
     check_place(config)
+    adopt(config)
     config.trainer.devices, config.trainer.precision = 1, "32-true"
     settle(config)
 
@@ -80,5 +83,5 @@ def _export(config: DictConfig, module: FirstStage, data: DataModule) -> None:
     trainer: pl.Trainer = make_trainer(config, default_root_dir=str(folder), logger=False, enable_checkpointing=False)
     module.trainer = trainer
     module.to(trainer.strategy.root_device)
-    pictures = lambda: data.loader("train", limit=config.statistics_pictures)  # noqa: E731
+    pictures = partial(data.loader, "train", config.statistics_pictures)
     Export(folder / "export", build.resolve(config), pictures).write(trainer, module)
