@@ -9,9 +9,12 @@ from __future__ import annotations
 import filecmp
 import inspect
 import json
+import logging
 import shutil
 import uuid
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +52,11 @@ def read_model(source: str, subfolder: str | None) -> Any:
     if not local and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise UserError(f"source={source} is neither a folder nor a name in the hub, such as OWNER/NAME: check it")
     where = {"subfolder": subfolder} if subfolder else {}
+    if not local:
+        print(f"reading {place} from the hub")
     try:
-        config = diffusers.AutoencoderKL.load_config(source, **where)
+        with _quiet():
+            config = diffusers.AutoencoderKL.load_config(source, **where)
     except Exception as error:  # whatever a dead network, a missing or a damaged file raises
         if local:
             raise UserError(
@@ -64,15 +70,31 @@ def read_model(source: str, subfolder: str | None) -> Any:
     if name not in MODELS:
         raise UserError(f"{place} holds a model of class {name}: supported are {', '.join(MODELS)}")
     try:
-        # Without accelerate, the other way of loading prints a warning.
-        model, found = getattr(diffusers, name).from_pretrained(
-            source, output_loading_info=True, low_cpu_mem_usage=False, **where
-        )
+        with _quiet():
+            model, found = getattr(diffusers, name).from_pretrained(
+                source, output_loading_info=True, low_cpu_mem_usage=False, **where
+            )
     except Exception as error:  # likewise
         raise UserError(f"{place} holds no readable weights of its {name}: {_first_line(error)}") from error
     if found["missing_keys"]:
         raise UserError(f"the weights in {place} are incomplete: {found['missing_keys'][0]} is missing; restore them")
     return model.float().eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep both packages from talking of what is raised or does not matter."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ from ldm_lightning.cli import build
 from ldm_lightning.cli.diffusers_format import autoencoder_node, import_weights, read_model
 from ldm_lightning.cli.latent_data import adopt
 from ldm_lightning.cli.launch import check_place, make_trainer, settle
-from ldm_lightning.cli.run_folder import claim, lock
+from ldm_lightning.cli.run_folder import claim, lock, write_log
 from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
@@ -45,6 +45,7 @@ def main(config: DictConfig) -> None:
     folder = Path(config.run_dir)
     claim(folder, build.resolve(config))
     with lock(folder):
+        write_log(folder)
         if (folder / "export").exists():
             _compare(module, folder)
             print(f"{folder} is this first stage already")
