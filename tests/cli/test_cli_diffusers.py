@@ -166,6 +166,7 @@ def test_gradients_reach_all_of_an_autoencoder() -> None:
 # --- the verbs --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kl_attentive", "vq_narrow", "dc"])
 def test_an_import_is_a_first_stage_and_exported_as_it_was(name: str, pictures: Path, tmp_path: Path, ldm: Ldm) -> None:
     source = save(name, tmp_path / "model" / "vae")
@@ -356,6 +357,7 @@ def test_without_the_package_the_extra_is_named(
         refused(ldm(*command), "ldm_lightning[diffusers]")
 
 
+@pytest.mark.slow
 def test_nothing_else_is_overwritten(pictures: Path, tmp_path: Path, ldm: Ldm) -> None:
     command = ["import", f"runs={tmp_path}", "name=run", *data(pictures)]
     assert ldm(*command, f"source={save('kl', tmp_path / 'kl')}").code == 0
@@ -368,6 +370,7 @@ def test_nothing_else_is_overwritten(pictures: Path, tmp_path: Path, ldm: Ldm) -
     refused(ldm(*command, f"source={tmp_path}/kl", "data.validation=0.3"), "data.validation", "name=")
     refused(ldm("export", f"run={tmp_path}/run", f"output={tmp_path}/other"), "something else", "another folder")
     refused(ldm("export", f"run={tmp_path}/run", f"output={pictures}"), "something else")
+    refused(ldm("export", f"run={tmp_path}/run", f"output={pictures}/zero/000.png"), "Not a directory")
     assert files(tmp_path / "run" / "export") == before
     moved = ldm(*command, f"source={shutil.copytree(tmp_path / 'kl', tmp_path / 'moved')}")
     assert moved.code == 0, moved.err

@@ -511,10 +511,6 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
         lambda w: [a for a in w.first_stage("first_stage=identity") if not a.startswith("first_stage.")],
         ["nothing to train", "stage=latent_diffusion first_stage=identity"],
     ),
-    "trained is not trained again": (
-        lambda w: [a for a in w.first_stage("first_stage=trained") if not a.startswith("first_stage.")],
-        ["first_stage=trained", "first_stage=kl_f4"],
-    ),
     "a second stage on an untrained first": (
         lambda w: [a for a in w.latent_diffusion("first_stage=vq_f4_tiny") if not a.startswith("first_stage.")],
         ["must be trained before", "first_stage.run"],
