@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH_INDEX ?=
 RUNS ?= runs
-EXTRAS := demo,tracking,data,notebooks,dev
+EXTRAS := demo,tracking,data,diffusers,notebooks,dev
 
 .PHONY: demo test lint types notebook venv clean
 

@@ -41,7 +41,7 @@ class Export:
             kind, weights, details = pl_module.artifact(self.pictures)  # type: ignore[operator]
             if trainer.is_global_zero:
                 first_stage, own = self.folder.parent / "first_stage", self.folder / "first_stage"
-                if first_stage.is_dir() and not own.is_dir():
+                if kind == "latent_diffusion" and first_stage.is_dir() and not own.is_dir():
                     shutil.copytree(first_stage, own)
                 metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
                 facts = {"config": self.config, "step": trainer.global_step, "metrics": metrics}

@@ -13,6 +13,8 @@ VERBS = {
     "train": "train a stage; the same command again resumes",
     "sample": "draw pictures from a trained model",
     "reconstruct": "show pictures through a first stage and back",
+    "import": "take over a pretrained autoencoder of diffusers as a first stage",
+    "export": "write a first stage in the format of diffusers",
     "encode": "write the latents of all pictures, to train a second stage on",
     "evaluate": "measure a trained model, with the protocol beside each figure",
     "benchmark": "measure what a part of the library costs on this machine",

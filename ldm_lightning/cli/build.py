@@ -75,10 +75,8 @@ def derive(config: DictConfig, data: DataModule) -> None:
 
 
 def _latent_facts(config: DictConfig, data: DataModule) -> dict[str, Any]:
-    """Latent channels, and the checksum of the first stage that a second one stands on."""
-    if config.stage == "first_stage":
-        if "autoencoder" not in config.first_stage:
-            raise UserError("first_stage=trained is for a second stage: choose one to train, such as first_stage=kl_f4")
+    """Latent channels, and the checksum of the first stage that a run goes on with or stands on."""
+    if config.stage == "first_stage" and "autoencoder" in config.first_stage:
         return {"latent_channels": instantiate(config.first_stage.autoencoder.bottleneck).latent_channels}
     if stands_alone(config):
         autoencoder = _autoencoder(config)
@@ -90,6 +88,9 @@ def _latent_facts(config: DictConfig, data: DataModule) -> dict[str, Any]:
         return {"latent_channels": autoencoder.latent_channels, "first_stage": "identity"}
     trained = read_manifest(first_stage_of(config), "first_stage")
     check_first_stage(config.first_stage.run, trained, config, data)
+    if config.stage == "first_stage":  # its architecture is that of the run it goes on with
+        with open_dict(config):
+            config.first_stage.autoencoder = trained["config"]["first_stage"]["autoencoder"]
     before = trained["config"]["derived"]
     return {"latent_channels": before["latent_channels"], "first_stage": trained["sha256"]}
 
@@ -147,7 +148,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 def stage(config: DictConfig) -> FirstStage | LatentDiffusion:
     """The stage in training that ``config.stage`` names."""
     if config.stage == "first_stage":
-        return first_stage(config)
+        start = first_stage(config)
+        if "run" in config.first_stage:
+            artifact = read_artifact(first_stage_of(config), "first_stage")
+            load_weights(start.autoencoder, artifact, config.first_stage.run)
+        return start
     module = latent_diffusion(config, None if stands_alone(config) else first_stage_of(config))
     if is_cached(config):
         module.first_stage = module.first_stage.for_cache()

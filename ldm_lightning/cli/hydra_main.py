@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import re
 import shlex
@@ -64,7 +65,8 @@ def run(verb: str) -> None:
     """
     original, arguments = list(sys.argv), sys.argv[2:]
     sys.path.append("")  # a _target_ of the user's own may lie in the current folder
-    task: Callable[[DictConfig], Any] = importlib.import_module(f"ldm_lightning.cli.{verb}").main
+    module = f"{verb}_" if keyword.iskeyword(verb) else verb
+    task: Callable[[DictConfig], Any] = importlib.import_module(f"ldm_lightning.cli.{module}").main
 
     def job(config: DictConfig) -> Any:
         sys.argv = original  # Lightning starts the other ranks by repeating this command line

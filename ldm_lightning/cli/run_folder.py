@@ -48,6 +48,8 @@ _FREE = (
     "data.source.root",
     "first_stage.run",
     "guidance.run",
+    "source",  # of `ldm import`, which compares the weights themselves
+    "subfolder",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.enable_model_summary",

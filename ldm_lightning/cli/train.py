@@ -61,8 +61,7 @@ def main(config: DictConfig) -> float | None:
             log.info("%s is finished (step %d); give trainer.max_steps=... to go on", folder, finished["step"])
             loss: float | None = finished["metrics"].get("val/loss")
             return loss
-        stands_on_a_run = config.stage == "latent_diffusion" and not build.stands_alone(config)
-        if stands_on_a_run and is_first_process() and not (folder / "first_stage").exists():
+        if "run" in config.first_stage and is_first_process() and not (folder / "first_stage").exists():
             copy_artifact(config.first_stage.run, folder / "first_stage")
         return _fit(trainer, module, data, interruption, export)
 

@@ -2,7 +2,7 @@
 
 A *conditioner* turns the conditions of a batch into a *context*, a *backbone* (``UNet``, ``DiT``) reads it, and a
 ``ConditionalNetwork`` joins the two. Codecs (``ConvEncoder`` and ``ConvDecoder``, ``DeepEncoder`` and
-``DeepDecoder``) are the two halves of a first stage.
+``DeepDecoder``; ``DiffusersEncoder`` and ``DiffusersDecoder``) are the two halves of a first stage.
 """
 
 from ldm_lightning.nn.conditioner import (
@@ -16,6 +16,7 @@ from ldm_lightning.nn.conditioner import (
 from ldm_lightning.nn.context import Context
 from ldm_lightning.nn.conv_codec import ConvDecoder, ConvEncoder
 from ldm_lightning.nn.deep_codec import DeepDecoder, DeepEncoder
+from ldm_lightning.nn.diffusers_codec import DiffusersDecoder, DiffusersEncoder
 from ldm_lightning.nn.dit import DiT
 from ldm_lightning.nn.identity_codec import IdentityCodec
 from ldm_lightning.nn.network import ConditionalNetwork
@@ -34,6 +35,8 @@ __all__ = [
     "DeepDecoder",
     "DeepEncoder",
     "DiT",
+    "DiffusersDecoder",
+    "DiffusersEncoder",
     "IdentityCodec",
     "NoCondition",
     "UNet",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import pytest
 import safetensors.torch
 from PIL import Image
@@ -48,6 +49,15 @@ class World:
         tiny = [text for text in TINY_LATENT_DIFFUSION if not text.startswith(("data.size", "data.validation"))]
         data = ["data=latents", f"data.root={self.latents}"]
         return ["train", *data, *tiny, f"runs={self.empty}/runs", "name=new", *overrides]
+
+    def import_(self, *overrides: str, **config: object) -> list[str]:
+        model = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=1, mid_block_add_attention=False)
+        model.save_pretrained(self.empty / "model" / "vae")
+        file = self.empty / "model" / "vae" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | config))
+        data = ["data=image_folder", f"data.root={self.pictures}", "data.size=16", "data.num_workers=0"]
+        data += ["data.validation=0.2", "trainer.accelerator=cpu"]
+        return ["import", f"source={self.empty}/model/vae", *data, f"runs={self.empty}/runs", "name=new", *overrides]
 
     def encode(self, *overrides: str) -> list[str]:
         return ["encode", f"run={self.first}", f"output={self.empty}/cache", "batch_size=16", *overrides]
@@ -222,6 +232,23 @@ def _damaged_latents(world: World) -> list[str]:
 def _run_of_latents(world: World) -> list[str]:
     shutil.copytree(world.latents, world.first / "latents")
     return world.cached(f"data.root={world.first}")
+
+
+def _two_levels(world: World) -> Path:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    diffusers.VQModel(block_out_channels=(4, 4), norm_num_groups=1, **blocks).save_pretrained(world.empty / "two")
+    return world.empty / "two"
+
+
+def _without_codec(command: list[str]) -> list[str]:
+    return [text for text in command if not text.startswith("first_stage")]
+
+
+def _other_model_weights(world: World, content: bytes | None = None) -> list[str]:
+    command = world.import_()
+    weights = world.empty / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.unlink() if content is None else weights.write_bytes(content)
+    return command
 
 
 def _other_weights(world: World) -> list[str]:
@@ -500,10 +527,6 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
         lambda w: [a for a in w.first_stage("first_stage=identity") if not a.startswith("first_stage.")],
         ["nothing to train", "stage=latent_diffusion first_stage=identity"],
     ),
-    "trained is not trained again": (
-        lambda w: [a for a in w.first_stage("first_stage=trained") if not a.startswith("first_stage.")],
-        ["first_stage=trained", "first_stage=kl_f4"],
-    ),
     "a second stage on an untrained first": (
         lambda w: [a for a in w.latent_diffusion("first_stage=vq_f4_tiny") if not a.startswith("first_stage.")],
         ["must be trained before", "first_stage.run"],
@@ -561,6 +584,49 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
             f"data.pictures={w.empty}/nowhere",
         ),
         ["real pictures are needed", "data.pictures=FOLDER"],
+    ),
+    "import of nothing": (lambda w: w.import_(f"source={w.empty}/no"), ["source=", "neither a folder nor"]),
+    "import of no source": (lambda w: ["import", f"data.root={w.pictures}"], ["source="]),
+    "import of a whole pipeline": (lambda w: w.import_(f"source={w.empty}/model"), ["config.json", "subfolder=vae"]),
+    "import of another class": (
+        lambda w: w.import_(_class_name="AutoencoderTiny"),
+        ["AutoencoderTiny", "AutoencoderKL, VQModel, AutoencoderDC"],
+    ),
+    "import of another architecture": (lambda w: w.import_(norm_num_groups=3), ["no readable weights", "num_groups"]),
+    "import of other widths": (lambda w: w.import_(block_out_channels=[8]), ["no readable weights", "AutoencoderKL"]),
+    "import without weights": (_other_model_weights, ["no readable weights", "AutoencoderKL"]),
+    "import of damaged weights": (lambda w: _other_model_weights(w, content=b"torn"), ["no readable weights"]),
+    "import for grey pictures": (
+        lambda w: w.import_("data.transform.channels=1"),
+        ["3 channels", "these have 1", "data.transform.channels=3"],
+    ),
+    "import for pictures that do not divide": (
+        lambda w: w.import_(f"source={_two_levels(w)}", "data.size=15"),
+        ["15x15", "factor 2", "14x14 or 16x16"],
+    ),
+    "import into another run": (
+        lambda w: w.import_(f"runs={w.first.parent}", "name=first"),
+        ["another configuration", "name="],
+    ),
+    "import for latents": (lambda w: [*w.import_(), "data=latents", f"data.root={w.latents}"], ["data=latents"]),
+    "import measured on nothing": (lambda w: w.import_("statistics_pictures=0"), ["statistics_pictures=0"]),
+    "export of another codec": (
+        lambda w: ["export", f"run={w.first}", f"output={w.empty}/out"],
+        ["ConvEncoder", "first_stage=diffusers_kl"],
+    ),
+    "export of a second stage": (
+        lambda w: ["export", f"run={w.second}", f"output={w.empty}/out"],
+        ["latent_diffusion", "first_stage"],
+    ),
+    "export to nowhere": (lambda w: ["export", f"run={w.first}"], ["output="]),
+    "export onto a file": (lambda w: ["export", f"run={w.first}", _on_a_file(w, "output")], ["Not a dir", "output="]),
+    "nothing to train further": (
+        lambda w: [*_without_codec(w.first_stage()), "first_stage=trained"],
+        ["first_stage.run"],
+    ),
+    "a second stage to train further": (
+        lambda w: [*_without_codec(w.first_stage()), "first_stage=trained", f"first_stage.run={w.second}"],
+        ["latent_diffusion", "first_stage"],
     ),
     "several devices in a sweep": (
         lambda w: w.first_stage("trainer.devices=2", "optim.lr=0.1,0.2", "--multirun"),

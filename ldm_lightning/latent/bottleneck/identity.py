@@ -17,16 +17,17 @@ __all__ = ["Identity"]
 
 
 class Identity(Bottleneck):
-    """Latents are what they are, and nothing is measured of them.
+    """Latents are what they are.
 
     Args:
         latent_channels: channels of a latent.
-        std: what counts as their standard deviation. Pixels in [-1, 1] have about 0.5 (Karras et al. 2022).
+        std: what counts as their standard deviation; None for what is measured. Pixels in [-1, 1] have about 0.5
+            (Karras et al. 2022).
     """
 
-    def __init__(self, latent_channels: int, std: float = 0.5) -> None:
+    def __init__(self, latent_channels: int, std: float | None = 0.5) -> None:
         super().__init__(latent_channels, latent_channels)
-        if not std > 0:
+        if std is not None and not std > 0:
             raise UserError(f"bottleneck: std={std} must be above 0")
         self.std = std
 
@@ -39,5 +40,7 @@ class Identity(Bottleneck):
         return PointPosterior(packed.float(), packed.float())
 
     def scale(self, statistics: Mapping[str, Any]) -> LatentScale:
-        """Divided by ``std``."""
+        """Divided by ``std``, or standardized by the measured mean and deviation of each channel."""
+        if self.std is None:
+            return LatentScale.measured(statistics)
         return LatentScale(torch.zeros(self.latent_channels), torch.full((self.latent_channels,), self.std))

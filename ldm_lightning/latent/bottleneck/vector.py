@@ -129,6 +129,7 @@ class VectorQuantizer(Bottleneck):
         if self._seen is None:
             return
         seen, self._seen = self._seen, None
+        empty = step == 0 and not self.counts.any()  # unless it was trained before
         keys, self._keys = self._keys, []
         candidates, self._candidates = self._candidates, []
         seen = sum_over_ranks(seen)
@@ -143,7 +144,7 @@ class VectorQuantizer(Bottleneck):
         self.book.copy_(torch.where(used[:, None], self.sums / self.counts.clamp(min=1e-12)[:, None], self.book))
         if keys:
             all_keys, fresh = torch.cat(keys), torch.cat(candidates)
-            self._renew(fresh[all_keys.argsort(descending=True, stable=True)], counts.sum(), everything=step == 0)
+            self._renew(fresh[all_keys.argsort(descending=True, stable=True)], counts.sum(), everything=empty)
 
     def _renew(self, fresh: Tensor, seen: Tensor, everything: bool) -> None:
         """Put vectors ``fresh`` (n, C) in the place of dead codes, with the weight of an average code."""
