@@ -14,6 +14,7 @@ from ldm_lightning.diagnosis.adversary import (
 )
 from ldm_lightning.diagnosis.codes import dead_codes
 from ldm_lightning.diagnosis.course import (
+    blank_pictures,
     diverging,
     not_falling,
     not_finished,
@@ -42,6 +43,7 @@ CHECKS = (
     discriminator_losing,
     worse_after_join,
     adversary_silent,
+    blank_pictures,
     not_validated,
     not_finished,
 )

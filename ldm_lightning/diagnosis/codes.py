@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ldm_lightning.diagnosis.course import lower_lr
 from ldm_lightning.diagnosis.run import Run
 from ldm_lightning.diagnosis.verdict import Verdict, fine, unknown, wrong
 
@@ -45,7 +46,7 @@ def dead_codes(run: Run) -> Verdict | None:
 
 def _changes(run: Run, node: str, smaller: int) -> list[str]:
     if run.bottleneck == "FiniteScalar":
-        return [f"fewer or smaller {node}.levels, about {smaller} codes in all", f"optim.lr={_half_lr(run)}"]
+        return [f"fewer or smaller {node}.levels, about {smaller} codes in all", lower_lr(run)]
     fsq = "first_stage=fsq_f4: finite scalars have no book that could die"
     if run.bottleneck == "GumbelSoftmax":
         return ["first_stage.loss.kl_weight larger: it pulls towards even use", f"{node}.codes={smaller}", fsq]
@@ -55,8 +56,4 @@ def _changes(run: Run, node: str, smaller: int) -> list[str]:
         if dead == 0
         else f"{node}.restart_every={max(1, every // 4)}: dead codes are revived more often"
     )
-    return [revive, f"{node}.codes={smaller}: a smaller book", f"optim.lr={_half_lr(run)}: a calmer encoder", fsq]
-
-
-def _half_lr(run: Run) -> str:
-    return f"{float(run.setting('optim.lr', 1e-4)) / 2:.0e}"
+    return [revive, f"{node}.codes={smaller}: a smaller book", lower_lr(run), fsq]

@@ -7,14 +7,18 @@ import math
 from ldm_lightning.diagnosis.run import Points, Run, ends
 from ldm_lightning.diagnosis.verdict import Verdict, fine, unknown, wrong
 
-__all__ = ["diverging", "not_falling", "not_finished", "not_finite", "not_validated", "overfitting"]
+__all__ = ["blank_pictures", "diverging", "not_falling", "not_finished", "not_finite", "not_validated", "overfitting"]
 
 SKIPPED = 0.01  # share of steps; 16-bit training skips a few while its gradient scaler finds its scale
+EARLY = 100  # optimizer steps before which reconstructions are not judged
 POINTS = 10  # of a curve, to judge its course
 FALLS = 0.98  # of its first values: what every loss here falls below within its first hundred steps
 DIVERGES = 2.0  # times its lowest tenth; single batches scatter less than that once they are averaged
 RISES = 1.05  # of the lowest validation: times and noise are the same at each, so that a rise is none of chance
 NEW_LR = 0.3  # times the old one: a step on the usual grid of 1, 3, 10
+LARGE_LR = 5e-3  # beyond it the advice is MODERATE_LR at once; shipped experiments use 1e-4 to 2e-3
+MODERATE_LR = 1e-3
+BLANK = 15.0  # dB; a collapsed first stage, which draws the mean picture, has 11 on digits, shipped experiments 27
 
 
 def main_curve(run: Run, part: str) -> str:
@@ -24,10 +28,10 @@ def main_curve(run: Run, part: str) -> str:
     return f"{part}/denoising" if run.last(f"{part}/denoising") else f"{part}/loss"
 
 
-def _lower_lr(run: Run) -> str:
-    return (
-        f"optim.lr={NEW_LR * float(run.setting('optim.lr', 1e-4)):.0e}: now {float(run.setting('optim.lr', 1e-4)):.0e}"
-    )
+def lower_lr(run: Run) -> str:
+    """The override for a smaller learning rate."""
+    lr = float(run.setting("optim.lr", 1e-4))
+    return f"optim.lr={NEW_LR * lr if lr <= LARGE_LR else MODERATE_LR:.0e}: now {lr:.0e}"
 
 
 def not_finite(run: Run) -> Verdict:
@@ -47,7 +51,7 @@ def not_finite(run: Run) -> Verdict:
         "values that are not finite",
         seen,
         "a skipped step teaches nothing, and many of them mean that training is about to diverge",
-        _lower_lr(run),
+        lower_lr(run),
         "trainer.precision=32-true, if it was a 16-bit one",
         "look at the pictures: data.root may hold damaged or constant ones",
     )
@@ -70,7 +74,7 @@ def diverging(run: Run) -> Verdict | None:
         "diverging",
         seen,
         "what was learned is being lost",
-        _lower_lr(run),
+        lower_lr(run),
         "learning_rate.warmup longer",
         "trainer.gradient_clip_val smaller",
     )
@@ -97,8 +101,26 @@ def not_falling(run: Run) -> Verdict:
         "loss not falling",
         seen,
         "nothing is being learned",
-        _lower_lr(run),
+        lower_lr(run),
         f"or optim.lr={10 * float(run.setting('optim.lr', 1e-4)):.0e}, if the curve is flat rather than rough",
+    )
+
+
+def blank_pictures(run: Run) -> Verdict | None:
+    """A first stage whose reconstructions hardly resemble the pictures."""
+    psnr = run.last("val/psnr")
+    if run.stage != "first_stage" or psnr is None or psnr.step < EARLY:
+        return None
+    seen = f"val/psnr is {psnr.value:.1f} dB @{psnr.n} (step {psnr.step})"
+    if psnr.value >= BLANK:
+        return fine("reconstructions", seen)
+    return wrong(
+        "pictures are not reconstructed",
+        seen,
+        f"below {BLANK:.0f} dB little more than the mean picture is right; no second stage is better than its first",
+        "look first at the other findings",
+        lower_lr(run),
+        "more latent channels, or a smaller factor, such as first_stage=kl_f4",
     )
 
 

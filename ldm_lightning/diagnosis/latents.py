@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ldm_lightning.diagnosis.course import lower_lr
 from ldm_lightning.diagnosis.run import Figure, Run
 from ldm_lightning.diagnosis.verdict import Verdict, fine, unknown, wrong
 from ldm_lightning.latent.figures import ACTIVE, active_channels
@@ -86,7 +87,7 @@ def _against_collapse(run: Run) -> list[str]:
     weight = float(run.setting(f"{_LOSS}.kl_weight", 0))
     fewer = "first_stage.autoencoder.bottleneck.latent_channels smaller, if the rest suffices"
     if run.bottleneck in _CERTAIN or weight == 0:
-        return [fewer, f"optim.lr={float(run.setting('optim.lr', 1e-4)) / 2:.0e}"]
+        return [fewer, lower_lr(run)]
     lower = min(weight / 10, 1e-4) if weight > 1e-4 else weight / 10
     return [
         f"{_LOSS}.kl_weight={lower:.0e}: now {weight:g}, which pulls every channel to the prior",
@@ -121,7 +122,7 @@ def exploding_scale(run: Run) -> Verdict | None:
             if run.bottleneck == "Gaussian"
             else ["first_stage.autoencoder.bottleneck.commitment_weight=1.0: it holds the encoder to the book"]
         ),
-        f"optim.lr={float(run.setting('optim.lr', 1e-4)) / 2:.0e}",
+        lower_lr(run),
     )
 
 

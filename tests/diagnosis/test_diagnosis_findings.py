@@ -12,6 +12,7 @@ from ldm_lightning.diagnosis import CHECKS, Run, diagnose
 from ldm_lightning.diagnosis import adversary as game
 from ldm_lightning.diagnosis.codes import dead_codes
 from ldm_lightning.diagnosis.course import (
+    blank_pictures,
     diverging,
     not_falling,
     not_finished,
@@ -321,6 +322,16 @@ def test_a_flat_loss_is_found_a_slow_one_is_not() -> None:
     assert not_falling(with_({"train/reconstruction": curve(*[0.5, 0.51, 0.49, 0.5] * 25)})).state == "wrong"
     assert not_falling(with_({"train/reconstruction": falling(1.0, 0.9)})).state == "fine"
     assert not_falling(with_({"train/reconstruction": falling(points=5)})).state == "unknown"
+
+
+def test_blank_reconstructions_are_found() -> None:
+    fast = {**config(), "optim": {"lr": 1.0}}
+    for psnr, state in ((24.0, "fine"), (11.0, "wrong")):
+        verdict = blank_pictures(with_({"val/psnr@50": curve(psnr, every=100)}, fast))
+        assert verdict is not None
+        assert verdict.state == state
+    assert "optim.lr=1e-03: now 1e+00" in verdict.change
+    assert blank_pictures(with_({"val/psnr@50": curve(11.0, every=50)})) is None
 
 
 @pytest.mark.parametrize("stage", [config(), STAGE_TWO])
