@@ -30,13 +30,12 @@ def main(config: DictConfig) -> None:
     output = Path(config.output or folder / "evaluation" / "doctor.json")
     check_writable(output.parent, "choose another output=...")
     verdicts = diagnose(run)
-    print("\n".join(_report(folder, run, verdicts)))
     output.parent.mkdir(parents=True, exist_ok=True)
     facts = {"run": str(folder), "stage": run.stage, "step": run.steps, "version": __version__}
     replace_file(
         output, json.dumps({**facts, "verdicts": [asdict(verdict) for verdict in verdicts]}, indent=2).encode()
     )
-    print(f"\nwritten to {output}")
+    print("\n".join([*_report(folder, run, verdicts), f"\nwritten to {output}"]))
 
 
 def read_run(folder: Path) -> Run:
@@ -71,10 +70,10 @@ def _is_running(folder: Path) -> bool:
     try:
         with (folder / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
     return False
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ldm_lightning.diagnosis.course import lower_lr
+from ldm_lightning.diagnosis.course import LARGE_LR, lower_lr
 from ldm_lightning.diagnosis.run import Figure, Run
 from ldm_lightning.diagnosis.verdict import Verdict, fine, unknown, wrong
 from ldm_lightning.latent.figures import ACTIVE, active_channels
@@ -112,17 +112,18 @@ def exploding_scale(run: Run) -> Verdict | None:
     unheld, kl = _unheld(run, weight)
     if not (size > LARGE or vanishing or unheld):
         return fine("scale of the latents", seen)
+    pull = (
+        f"{_LOSS}.kl_weight={10 * weight or 1e-4:.0e}: now {weight:g}, too small to matter"
+        if run.bottleneck == "Gaussian"
+        else "first_stage.autoencoder.bottleneck.commitment_weight=1.0: it holds the encoder to the book"
+    )
+    fast = float(run.setting("optim.lr", 0)) > LARGE_LR
     return wrong(
         "exploding scale" if size > LARGE else "nothing holds the scale",
         f"{seen}, mean {_numbers(mean)}{kl}; published autoencoders have std 0.6 to 8",
         "without a pull to the prior the posterior's noise vanishes and the scale is free to grow; such latents need "
         "not be smooth, and small errors of the second stage may be large to the decoder",
-        *(
-            [f"{_LOSS}.kl_weight={10 * weight or 1e-4:.0e}: now {weight:g}, too small to matter"]
-            if run.bottleneck == "Gaussian"
-            else ["first_stage.autoencoder.bottleneck.commitment_weight=1.0: it holds the encoder to the book"]
-        ),
-        lower_lr(run),
+        *((lower_lr(run), pull) if fast else (pull, lower_lr(run))),
     )
 
 

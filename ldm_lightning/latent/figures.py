@@ -70,7 +70,7 @@ class LatentFigures(nn.Module):
         active = active_channels(mean, std, sigma)
         figures |= {"places": self.places, "active": float(active.sum())}
         if sigma.any():
-            figures["noise"] = float((sigma / std).square().mean())
+            figures["noise"] = float((sigma / std.clamp(min=1e-30)).square().mean())
         shares, white = self.spectrum.compute()
         pictures, _ = self.picture_spectrum.compute()
         for name, channels in (("spectrum", shares.cpu()[active]), ("picture_spectrum", pictures.cpu())):

@@ -106,11 +106,13 @@ def test_codes_have_no_sigma_and_constant_channels_are_not_active():
 
 def test_doubtful_bits_have_noise():
     """Bits of probability 0.5 are coins, those of 0 and 1 by turns are certain."""
-    logits = torch.zeros(10, 2, 4, 4)
+    logits = torch.zeros(10, 3, 4, 4)
     logits[:, 1] = 40 * normal(10, 4, 4).sign()
+    logits[:, 2] = 1000  # always a one, for sure
     found = measured(BernoulliPosterior(logits), normal(10, 1, 16, 16))
     assert (found["std/0"], found["sigma/0"], found["sigma/1"]) == pytest.approx((0.5, 0.5, 0), abs=1e-6)
     assert found["active"] == 1
+    assert found["noise"] == pytest.approx(1 / 3)
 
 
 def test_pictures_are_compared_at_the_size_of_latents():
