@@ -185,7 +185,7 @@ def test_a_posterior_without_noise_is_held_by_nothing() -> None:
 
 def test_fine_detail_is_judged_between_pictures_and_white_noise() -> None:
     """On 8x8 places, white noise has 51 of 63 components in the finest octave."""
-    for share, state in ((0.6, "fine"), (0.7, "wrong")):
+    for share, state in ((0.7, "fine"), (0.75, "wrong")):
         verdict = fine_detail(with_({"val/latent/spectrum/2@50": curve(share)}))
         assert verdict is not None
         assert verdict.state == state
