@@ -18,9 +18,7 @@ __all__ = ["collapsed_channels", "exploding_scale", "fine_detail", "not_standard
 # Deviations of the raw latents of published autoencoders, from their scale factors: 5.5 (Stable Diffusion 1), 7.7
 # (SDXL), 0.65 (Stable Diffusion 3), 2.8 (FLUX). This is three times the largest.
 LARGE = 25.0
-VANISHING = (
-    1e-8  # noise's share in a channel's variance: sigma is a ten-thousandth of std, and the KL is next to nothing
-)
+VANISHING = 1e-8  # noise's share in a channel's variance: sigma is a ten-thousandth of std, the KL pulls at nothing
 # What a second stage is given should have mean 0 and deviation 1 for each channel; sampling error is far below this.
 OFF_MEAN, OFF_STD = 0.3, (0.7, 1.4)
 
