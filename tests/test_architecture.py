@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "loggers": set(),
     "training": {"latent", "diffusion", "metrics", "data.batch"},
     "callbacks": {"metrics", "loggers", "data.batch"},
+    "diagnosis": {"latent"},
 }
 MATHEMATICS = {"nn", "latent", "diffusion", "metrics"}
 MATHEMATICS_NEEDS = {"torch", "torchmetrics", "numpy"}

@@ -17,6 +17,7 @@ VERBS = {
     "export": "write a first stage in the format of diffusers",
     "encode": "write the latents of all pictures, to train a second stage on",
     "evaluate": "measure a trained model, with the protocol beside each figure",
+    "doctor": "explain what looks wrong in a run, and what to change",
     "benchmark": "measure what a part of the library costs on this machine",
 }
 

@@ -132,7 +132,7 @@ class _Moments(Protocol):
 
 
 class LatentStatistics(Metric):
-    """Channel means and standard deviations of posterior draws, accumulated in float64 over batches and ranks.
+    """Moments of posterior draws for each channel, accumulated in float64 over batches and ranks.
 
     Args:
         channels: number of latent channels C.
@@ -142,6 +142,7 @@ class LatentStatistics(Metric):
     count: Tensor
     first: Tensor
     second: Tensor
+    noise: Tensor
     pictures: Tensor
 
     def __init__(self, channels: int, **kwargs: Any) -> None:
@@ -150,6 +151,7 @@ class LatentStatistics(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("first", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("second", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("noise", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, posterior: _Moments) -> None:
         """Add the posterior of a batch; the noise of a draw is accounted for exactly, not by drawing."""
@@ -159,9 +161,16 @@ class LatentStatistics(Metric):
         self.count += first.shape[1]
         self.first += first.sum(1)
         self.second += second.sum(1)
+        self.noise += (second - first.square()).clamp(min=0).sum(1)
 
     def compute(self) -> dict[str, Any]:
-        """``mean`` and ``std``, lists of C floats, and ``n``, the number of pictures they were measured on."""
+        """``mean``, ``std`` and ``sigma``, lists of C floats, and ``n``, the number of pictures they were measured on.
+
+        ``std`` is the deviation of draws over pictures and places. ``sigma`` is the part of it that is noise, the root
+        mean square of the posterior's own deviation; 0 where latents are certain.
+        """
         mean = self.first / self.count
         std = (self.second / self.count - mean.square()).clamp(min=0).sqrt()
-        return {"mean": mean.tolist(), "std": std.tolist(), "n": int(self.pictures.item())}
+        sigma = (self.noise / self.count).sqrt()
+        n = int(self.pictures.item())
+        return {"mean": mean.tolist(), "std": std.tolist(), "sigma": sigma.tolist(), "n": n}

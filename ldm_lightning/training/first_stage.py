@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.codes import CodeUsage, code_figures, count_codes
+from ldm_lightning.latent.figures import LatentFigures
 from ldm_lightning.latent.reconstruction import ReconstructionLoss, Term, total
 from ldm_lightning.latent.regularization import Passage
 from ldm_lightning.latent.scale import LatentStatistics
@@ -62,6 +63,7 @@ class FirstStage(pl.LightningModule):
         self.seed = seed
         self.val_means = Means()
         self.val_metrics = reconstruction_metrics()
+        self.val_latents = LatentFigures(autoencoder.latent_channels, autoencoder.in_channels)
         self.val_usage = CodeUsage(autoencoder.bottleneck.groups, autoencoder.bottleneck.codes)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -133,19 +135,21 @@ class FirstStage(pl.LightningModule):
             clip(group["params"], gradient_clip_val)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The loss and the reconstruction metrics of the posterior's mode."""
+        """The loss and the reconstruction metrics of the posterior's mode, and what the latents look like."""
         posterior = self.autoencoder.encode(batch.x)
         reconstruction = self.autoencoder.decode(posterior.mode())
         terms = self.loss(batch.x, reconstruction, posterior)
         self.val_metrics.update(reconstruction.clamp(-1, 1), batch.x)
+        self.val_latents.update(posterior, batch.x)
         if (numbers := posterior.numbers()) is not None:
             self.val_usage.update(numbers)
         values = {name: term.value for name, term in terms.items()}
         self.val_means.update(values | {"loss": total(terms)}, len(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss and metrics over all of the validation set."""
+        """Log loss, metrics and figures of the latents over all of the validation set."""
         losses, figures = self.val_means.pop(), self.val_metrics.compute()
+        figures |= {f"latent/{name}": value for name, value in self.val_latents.pop().items()}
         if self.autoencoder.bottleneck.codes:
             figures |= self.val_usage.compute()
             self.val_usage.reset()

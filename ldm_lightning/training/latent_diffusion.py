@@ -19,6 +19,8 @@ from ldm_lightning.diffusion.objective import Objective, Term, total
 from ldm_lightning.diffusion.sampler import Sampler
 from ldm_lightning.diffusion.self_conditioning import ESTIMATE, check_evaluated_once, remembering
 from ldm_lightning.latent.frozen import FrozenFirstStage
+from ldm_lightning.latent.posterior import PointPosterior
+from ldm_lightning.latent.scale import LatentStatistics
 from ldm_lightning.rng import Streams
 from ldm_lightning.training.cadence import log_due
 from ldm_lightning.training.means import Means
@@ -68,6 +70,7 @@ class LatentDiffusion(pl.LightningModule):
         self.learning_rate = learning_rate
         self.seed = seed
         self.val_means = Means()
+        self.val_latents = LatentStatistics(latent_shape[0])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and schedule over the whole run."""
@@ -94,15 +97,20 @@ class LatentDiffusion(pl.LightningModule):
         self.objective.advance()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The training loss of unseen samples, with the same times and noise at every validation."""
+        """The training loss of unseen samples, with the same times and noise at every validation, and their moments."""
         streams = Streams(self.seed, batch.index)
         z0 = self.first_stage.encode(batch.x, streams)
         means = _means(self.objective.losses(self.denoiser, z0, batch.condition, streams))
         self.val_means.update({f"val/{name}": value for name, value in means.items()}, len(batch))
+        self.val_latents.update(PointPosterior(z0, z0))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss and its terms over all of the validation set."""
+        """Log the loss and its terms over all of the validation set, and how far its latents are standardized."""
         self.log_dict(self.val_means.pop(), prog_bar=True)
+        moments, n = self.val_latents.compute(), self.val_means.samples
+        self.val_latents.reset()
+        figures = {f"{name}/{c}": value for name in ("mean", "std") for c, value in enumerate(moments[name])}
+        self.log_dict({f"val/latent/{name}@{n}": value for name, value in figures.items()})
 
     @torch.no_grad()
     def sample(

@@ -258,6 +258,16 @@ def _other_weights(world: World) -> list[str]:
     return world.cached(f"first_stage.run={world.first}")
 
 
+def _no_metrics(world: World) -> list[str]:
+    (world.first / "metrics.csv").write_text("a,b\n1,2\n")
+    return ["doctor", f"run={world.first}"]
+
+
+def _no_configuration(world: World) -> list[str]:
+    (world.first / "config.yaml").write_text("- a\n")
+    return ["doctor", f"run={world.first}"]
+
+
 MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "no such verb": (lambda w: ["trian"], ["trian", "did you mean 'train'"]),
     "no such group option": (lambda w: ["train", "data=mnsit5k"], ["data=mnsit5k", "did you mean 'mnist5k'"]),
@@ -343,6 +353,15 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "a term of no name": (
         lambda w: w.latent_diffusion("+objective/term=directoin"),
         ["directoin", "direction"],
+    ),
+    "doctor of nothing": (lambda w: ["doctor"], ["run="]),
+    "doctor of no run": (lambda w: ["doctor", f"run={w.empty}/no"], ["no does not exist", "runs/NAME"]),
+    "doctor of a folder without a run": (lambda w: ["doctor", f"run={w.empty}"], ["config.yaml is missing"]),
+    "doctor of other metrics": (_no_metrics, ["metrics.csv is not a metrics file"]),
+    "doctor of no configuration": (_no_configuration, ["config.yaml is not the configuration of a run"]),
+    "doctor writes nowhere": (
+        lambda w: ["doctor", f"run={w.first}", _on_a_file(w, "output")],
+        ["nothing can be written", "output="],
     ),
     "run of another configuration": (_own_run, ["another configuration", "optim.lr: 0.0001 -> 0.5", "name="]),
     "sample of an unfinished run": (_unfinished, ["no finished model", "repeat"]),
