@@ -25,7 +25,7 @@ from ldm_lightning.errors import UserError, needs_extra
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Bottleneck, Gaussian, Identity, VectorQuantizer
 from ldm_lightning.nn import ConvEncoder, DeepEncoder, DiffusersEncoder
-from ldm_lightning.nn.diffusers_codec import MODELS, build_model
+from ldm_lightning.nn.diffusers_codec import MODELS, build_model, latent_channels
 
 __all__ = ["autoencoder_node", "export_weights", "import_weights", "model_of", "read_model", "write_model"]
 
@@ -114,14 +114,13 @@ def autoencoder_node(model: Any) -> dict[str, Any]:
         place = f"ldm_lightning.nn.diffusers_codec.{made}"
         return {"_target_": place, "_partial_": True, "_convert_": "all", "model": name, "config": config}
 
-    channels = config.get("vq_embed_dim") or config["latent_channels"]
     own = {"VQModel": {"codes": config.get("num_vq_embeddings")}, "AutoencoderDC": {"std": None}}.get(name, {})
     return target(
         Autoencoder,
         in_channels="${derived.channels}",
         encoder=half("DiffusersEncoder"),
         decoder=half("DiffusersDecoder"),
-        bottleneck=target(_BOTTLENECKS[name], latent_channels=channels, **own),
+        bottleneck=target(_BOTTLENECKS[name], latent_channels=latent_channels(model), **own),
     )
 
 

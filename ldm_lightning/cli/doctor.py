@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm_lightning import __version__
 from ldm_lightning.artifact import read_manifest, replace_file
@@ -28,6 +29,8 @@ def main(config: DictConfig) -> None:
     folder = Path(config.run)
     run = read_run(folder)
     output = Path(config.output or folder / "evaluation" / "doctor.json")
+    if output.is_dir():
+        raise UserError(f"output={output} is a folder: name a json file")
     check_writable(output.parent, "choose another output=...")
     verdicts = diagnose(run)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +51,10 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder} does not exist: give a run folder, such as runs/NAME")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run (config.yaml is missing): give a run folder, such as runs/NAME")
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (ValueError, OSError, YAMLError):
+        config = None
     if not isinstance(config, dict) or "stage" not in config:
         raise UserError(
             f"{folder / 'config.yaml'} is not the configuration of a run: repeat the command that trains it"

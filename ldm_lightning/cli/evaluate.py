@@ -90,7 +90,7 @@ def main(config: DictConfig) -> None:
         "data": trained.derived.data,
         "version": __version__,
         "torch": torch.__version__,
-        "first_stage": trained.derived.get("first_stage", "itself")[:12],
+        "first_stage": "itself" if manifest["kind"] == "first_stage" else trained.derived.first_stage[:12],
         "trained_in": trained.trainer.precision,
         "machine": torch.cuda.get_device_name() if device().type == "cuda" else _processor(),
     }

@@ -17,15 +17,18 @@ from ldm_lightning.artifact import read_artifact
 from ldm_lightning.cli import build
 from ldm_lightning.cli.diffusers_format import model_of, write_model
 from ldm_lightning.cli.run_folder import check_writable
+from ldm_lightning.errors import UserError
 
 __all__ = ["main"]
 
 
 def main(config: DictConfig) -> None:
     """Write the folder, and say what became of the scale."""
-    folder = Path(config.output)
+    folder = Path(config.output).absolute()
     artifact = read_artifact(config.run, "first_stage")
-    check_writable(folder, "choose another output=...")
+    if not folder.name:
+        raise UserError(f"output={config.output} is no folder to write a model into: choose another")
+    check_writable(folder.parent, "choose another output=...")  # where it is prepared
     autoencoder = build.frozen_first_stage(artifact).autoencoder
     if "source" in artifact.manifest["config"]:
         changes: dict[str, Any] = {}
@@ -46,7 +49,7 @@ def _scale(model: str, statistics: Mapping[str, Any]) -> tuple[dict[str, Any], s
     factor = len(std) / sum(std)
     if model == "AutoencoderKL":
         said = "latents_mean and latents_std by channel, with scaling_factor=1"
-        changes = {"scaling_factor": 1.0, "latents_mean": mean, "latents_std": std}
+        changes = {"scaling_factor": 1.0, "shift_factor": None, "latents_mean": mean, "latents_std": std}
         return changes, f"{said}; readers that know a factor alone need {factor:.5g}, the inverse of the mean deviation"
     means, deviations = (", ".join(f"{value:.5g}" for value in values) for values in (mean, std))
     return {"scaling_factor": factor}, (

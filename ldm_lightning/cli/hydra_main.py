@@ -71,6 +71,7 @@ def run(verb: str) -> None:
     def job(config: DictConfig) -> Any:
         sys.argv = original  # Lightning starts the other ranks by repeating this command line
         with _mistakes_explained(verb, arguments):
+            _check_given(verb, config)
             return task(config)
 
     # Let Hydra pass exceptions on instead of printing and exiting by itself.
@@ -83,6 +84,14 @@ def run(verb: str) -> None:
             hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
     finally:
         sys.argv = original
+
+
+def _check_given(verb: str, config: DictConfig) -> None:
+    """Refuse null for a key that the verb's yaml leaves to the user."""
+    own = OmegaConf.load(conf_dir() / f"{verb}.yaml")
+    for key in map(str, own):
+        if OmegaConf.is_missing(own, key) and not OmegaConf.is_missing(config, key) and config[key] is None:
+            raise UserError(f"{key}=null says nothing: give {key} a value")
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -54,13 +54,15 @@ def main(config: DictConfig) -> None:
     given = model.config.get("scaling_factor")
     print(f"first stage: {folder / 'export'}")
     print(f"its latents are standardized as measured on the pictures; its own scaling_factor={given} is not used")
-    print(f"train on it: ldm train stage=latent_diffusion first_stage.run={folder} data=...")
+    condition = "" if data.num_classes else " condition=none"
+    print(f"train on it: ldm train stage=latent_diffusion first_stage.run={folder} data=...{condition}")
 
 
 def _complete(config: DictConfig) -> None:
     """Settle name and places."""
     check_numbers(config, {"statistics_pictures": int}, {"statistics_pictures": 1})
     config.source = str(config.source)
+    config.subfolder = config.subfolder if config.subfolder is None else str(config.subfolder)
     if Path(config.source).is_dir():
         config.source = str(Path(config.source).absolute())
     if config.name is None:

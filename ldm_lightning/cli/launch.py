@@ -24,6 +24,7 @@ __all__ = ["check_place", "make_absolute", "make_trainer", "name_sweep_job", "se
 
 def check_place(config: DictConfig) -> None:
     """Refuse a seed, a place for the run, or a place of the pictures that cannot be meant."""
+    config.name = config.name if config.name is None else str(config.name)
     if config.seed is None or not 0 <= config.seed < 2**32 or not config.name:
         raise UserError(f"seed={config.seed} and name={config.name}: give a seed from 0 to {2**32 - 1} and a name")
     if not config.runs or ".." in Path(config.name).parts or Path(config.name).is_absolute():

@@ -52,8 +52,8 @@ def main(config: DictConfig) -> None:
     metrics.update(reconstructions, originals)
     difference = (reconstructions - originals).abs() - 1
     save_grid(sheet, (originals, reconstructions, difference), config.columns)
-    values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.compute().items())
-    print(f"{len(originals)} pictures: {values}\noriginal, reconstruction, difference: {sheet}")
+    values = ", ".join(f"{name}@{len(originals)} {value:.4g}" for name, value in metrics.compute().items())
+    print(f"{values}\noriginal, reconstruction, difference: {sheet}")
 
 
 @torch.no_grad()

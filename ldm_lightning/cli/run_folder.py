@@ -112,7 +112,7 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
         changed = differences({str(key): value for key, value in before.items()}, config)
         if any(line.startswith("derived.first_stage:") for line in changed):
             raise UserError(
-                f"the first stage was trained again, or is another, since {folder} began, so its latents are others: "
+                f"the first stage was trained again, or is another, since {folder} began: "
                 f"set first_stage.run={folder / 'first_stage'}, the copy this run keeps, to go on with the old one, or "
                 "choose another name=... to start on the new one"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import TQDMProgressBar
 
-from ldm_lightning.artifact import copy_artifact, read_artifact
+from ldm_lightning.artifact import copy_artifact, read_artifact, read_manifest
 from ldm_lightning.callbacks.checkpoints import AtomicCheckpointIO, latest
 from ldm_lightning.callbacks.export import Export, ExportAtValidation
 from ldm_lightning.callbacks.interruption import Interruption
@@ -61,9 +62,18 @@ def main(config: DictConfig) -> float | None:
             log.info("%s is finished (step %d); give trainer.max_steps=... to go on", folder, finished["step"])
             loss: float | None = finished["metrics"].get("val/loss")
             return loss
-        if "run" in config.first_stage and is_first_process() and not (folder / "first_stage").exists():
-            copy_artifact(config.first_stage.run, folder / "first_stage")
+        if "run" in config.first_stage and is_first_process():
+            _keep_first_stage(config, folder / "first_stage")
         return _fit(trainer, module, data, interruption, export)
+
+
+def _keep_first_stage(config: DictConfig, copy: Path) -> None:
+    """Copy the first stage into the run, in place of another one that it was begun with but not trained on."""
+    if copy.exists():
+        if read_manifest(copy)["sha256"] == config.derived.first_stage:
+            return
+        shutil.rmtree(copy)
+    copy_artifact(config.first_stage.run, copy)
 
 
 def _fit(

@@ -69,7 +69,7 @@ class Source(Protocol):
         ...
 
     def split_key(self, i: int) -> bytes:
-        """Bytes that decide on which side of a split the picture falls, and all pictures with the same.
+        """16 bytes that decide on which side of a split the picture falls, and all pictures with the same.
 
         The content hash, unless different pictures would give each other away.
         """

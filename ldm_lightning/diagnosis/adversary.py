@@ -26,6 +26,17 @@ def _mean(points: Points) -> float:
     return sum(value for _, value in points) / len(points)
 
 
+def _accuracy(points: Points) -> tuple[float, str]:
+    """Mean accuracy, and words for it."""
+    accuracy = _mean(points)
+    return accuracy, f"train/discriminator/accuracy is {accuracy:.1%} since step {points[0][0] + 1}"
+
+
+def _lr(run: Run) -> float:
+    """The discriminator's learning rate."""
+    return float(run.setting(f"{_NODE}.optimizer.lr", run.setting("optim.lr", 1e-4)))
+
+
 def discriminator_winning(run: Run) -> Verdict | None:
     """The discriminator knows nearly every reconstruction, so that it teaches nothing."""
     if run.setting(_NODE) is None:
@@ -33,13 +44,13 @@ def discriminator_winning(run: Run) -> Verdict | None:
     points = _since_join(run, "train/discriminator/accuracy")
     if not points:
         return unknown("the game", f"fewer than {POINTS} points since first_stage.adversary.join")
-    accuracy, seen = _mean(points), f"train/discriminator/accuracy is {_mean(points):.1%} since step {points[0][0] + 1}"
+    accuracy, seen = _accuracy(points)
     if accuracy < WINS:
         return fine("the game", seen)
     term = [point for point in run.curve("train/adversarial")[0] if point[0] >= points[0][0]]
     if term:
         seen += "; train/adversarial went from {:.3g} to {:.3g}".format(*ends(term))
-    lr = float(run.setting(f"{_NODE}.optimizer.lr", run.setting("optim.lr", 1e-4)))
+    lr = _lr(run)
     join, start = int(run.setting(f"{_NODE}.join")), int(run.setting(f"{_NODE}.start"))
     return wrong(
         "discriminator winning",
@@ -77,10 +88,10 @@ def discriminator_losing(run: Run) -> Verdict | None:
     points = _since_join(run, "train/discriminator/accuracy")
     if not points:
         return None
-    accuracy, seen = _mean(points), f"train/discriminator/accuracy is {_mean(points):.1%} since step {points[0][0] + 1}"
+    accuracy, seen = _accuracy(points)
     if accuracy >= LOSES:
         return fine("what the discriminator knows", seen)
-    lr = float(run.setting(f"{_NODE}.optimizer.lr", run.setting("optim.lr", 1e-4)))
+    lr = _lr(run)
     return wrong(
         "discriminator losing",
         f"{seen}, which is guessing",

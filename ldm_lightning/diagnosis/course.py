@@ -97,6 +97,8 @@ def not_falling(run: Run) -> Verdict:
     seen = f"{name} went from {first:.4g} to {last:.4g} in {points[-1][0] + 1} steps"
     if first <= 0 or last < FALLS * first:
         return fine("falling loss", seen)
+    if run.stage == "first_stage" and run.setting("first_stage.run") is not None:
+        return unknown("falling loss", f"{seen}; what was trained before may begin near its end")
     return wrong(
         "loss not falling",
         seen,
@@ -172,6 +174,8 @@ def not_finished(run: Run) -> Verdict:
     """The run has stopped before its end."""
     most = run.setting("trainer.max_steps", -1)
     seen = f"step {run.steps} of {most}"
+    if run.setting("source") is not None:
+        return fine("imported", f"from {run.setting('source')}, not trained here")
     if run.finished:
         return fine("finished", seen)
     if run.running:

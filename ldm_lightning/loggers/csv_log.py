@@ -112,8 +112,12 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
         UserError: if the file is missing or is not a metrics file.
     """
     curves: dict[str, list[tuple[int, float]]] = {}
-    for step, _, name, value in _rows(Path(path)):
-        curves.setdefault(name, []).append((int(step), float(value)))
+    for row in _rows(Path(path)):
+        try:
+            step, _, name, value = row
+            curves.setdefault(name, []).append((int(step), float(value)))
+        except ValueError:
+            raise UserError(f"{path} is damaged: {','.join(row)!r} is no row of it; take that line out") from None
     return curves
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ldm_lightning.errors import UserError, nearest, needs_extra
 from ldm_lightning.nn.conv_codec import check_size
 
-__all__ = ["MODELS", "DiffusersDecoder", "DiffusersEncoder", "build_model"]
+__all__ = ["MODELS", "DiffusersDecoder", "DiffusersEncoder", "build_model", "latent_channels"]
 
 MODELS = ("AutoencoderKL", "VQModel", "AutoencoderDC")
 
@@ -49,7 +49,9 @@ class DiffusersEncoder(nn.Module):
         super().__init__()
         whole = build_model(model, config)
         moments = 2 if model == "AutoencoderKL" else 1
-        _check_channels(model, (whole.config["in_channels"], in_channels), (moments * _latents(whole), out_channels))
+        _check_channels(
+            model, (whole.config["in_channels"], in_channels), (moments * latent_channels(whole), out_channels)
+        )
         self.model, self.config = model, dict(config)
         levels = "encoder_block_out_channels" if model == "AutoencoderDC" else "block_out_channels"
         self.factor = int(2 ** (len(whole.config[levels]) - 1))
@@ -84,7 +86,7 @@ class DiffusersDecoder(nn.Module):
         super().__init__()
         whole = build_model(model, config)
         pictures = whole.config.get("out_channels", whole.config["in_channels"])
-        _check_channels(model, (pictures, out_channels), (_latents(whole), in_channels))
+        _check_channels(model, (pictures, out_channels), (latent_channels(whole), in_channels))
         self.post_quant_conv = getattr(whole, "post_quant_conv", None) or nn.Identity()
         self.decoder = whole.decoder
         self.sees_latents = whole.config.get("norm_type") == "spatial"  # norms modulated by them (Zheng et al. 2022)
@@ -110,15 +112,15 @@ def build_model(model: str, config: Mapping[str, Any]) -> Any:
         raise needs_extra("diffusers", "diffusers") from error
     try:
         return getattr(diffusers, model)(**config)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"diffusers {diffusers.__version__} builds no {model} of this configuration: {reason}"
         ) from error
 
 
-def _latents(whole: Any) -> int:
-    """Channels of a latent."""
+def latent_channels(whole: Any) -> int:
+    """Channels of a latent of a model of diffusers."""
     return int(whole.config.get("vq_embed_dim") or whole.config["latent_channels"])
 
 

@@ -281,6 +281,8 @@ def test_what_was_trained_here_goes_there_and_back(name: str, pictures: Path, tm
 @pytest.mark.slow
 def test_an_import_is_trained_further(pictures: Path, tmp_path: Path, ldm: Ldm) -> None:
     save("kl", tmp_path / "kl")
+    settings = tmp_path / "kl" / "config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "shift_factor": 0.06}))
     assert ldm("import", f"source={tmp_path}/kl", f"runs={tmp_path}", "name=first", *data(pictures)).code == 0
     tiny = [text for text in TINY_FIRST_STAGE if not text.startswith("first_stage")]
     start = ["data=image_folder", f"data.root={pictures}", "first_stage=trained", f"first_stage.run={tmp_path}/first"]
@@ -297,7 +299,12 @@ def test_an_import_is_trained_further(pictures: Path, tmp_path: Path, ldm: Ldm) 
     assert "resuming" in done.err
     done = ldm("export", f"run={tmp_path}/still", f"output={tmp_path}/out")
     assert done.code == 0, done.err
-    assert diffusers.AutoencoderKL.from_pretrained(tmp_path / "out").config.scaling_factor == 1
+    written = diffusers.AutoencoderKL.from_pretrained(tmp_path / "out").config
+    assert (written.scaling_factor, written.shift_factor) == (1, None)  # those of the source mean nothing any more
+    figures = ldm("evaluate", f"run={tmp_path}/still", "name=figures")
+    assert figures.code == 0, figures.err
+    protocol = json.loads((tmp_path / "still" / "evaluation" / "figures.json").read_text())["protocol"]
+    assert protocol["first_stage"] == "itself"
 
 
 def test_a_trained_book_is_not_filled_anew() -> None:

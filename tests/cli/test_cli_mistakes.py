@@ -42,6 +42,14 @@ class World:
         data = ["data=image_folder", f"data.root={root or self.pictures}", f"first_stage.run={self.first}"]
         return ["train", *data, *TINY_LATENT_DIFFUSION, f"runs={self.empty}/runs", "name=new", *overrides]
 
+    def diffusers_stage(self, *overrides: str) -> list[str]:
+        ours = [text for text in self.first_stage() if not text.startswith("first_stage")]
+        return [*ours, "first_stage=diffusers_kl_tiny", *overrides]
+
+    def pixels(self, *overrides: str) -> list[str]:
+        no_run = [text for text in self.latent_diffusion() if not text.startswith("first_stage.run")]
+        return [*no_run, "first_stage=identity", *overrides]
+
     def bernoulli(self, *overrides: str) -> list[str]:
         return self.latent_diffusion(f"first_stage.run={self.bits / 'first'}", *TINY_BITS, *overrides)
 
@@ -263,6 +271,17 @@ def _no_metrics(world: World) -> list[str]:
     return ["doctor", f"run={world.first}"]
 
 
+def _damaged_metrics(world: World) -> list[str]:
+    with (world.first / "metrics.csv").open("a") as file:
+        file.write("1,2\n")
+    return ["doctor", f"run={world.first}"]
+
+
+def _binary_configuration(world: World) -> list[str]:
+    (world.first / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    return ["doctor", f"run={world.first}"]
+
+
 def _no_configuration(world: World) -> list[str]:
     (world.first / "config.yaml").write_text("- a\n")
     return ["doctor", f"run={world.first}"]
@@ -359,6 +378,13 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "doctor of a folder without a run": (lambda w: ["doctor", f"run={w.empty}"], ["config.yaml is missing"]),
     "doctor of other metrics": (_no_metrics, ["metrics.csv is not a metrics file"]),
     "doctor of no configuration": (_no_configuration, ["config.yaml is not the configuration of a run"]),
+    "doctor of damaged metrics": (_damaged_metrics, ["metrics.csv is damaged", "'1,2'"]),
+    "doctor of a binary configuration": (_binary_configuration, ["config.yaml is not the configuration of a run"]),
+    "doctor of null": (lambda w: ["doctor", "run=null"], ["run=null"]),
+    "doctor writes into a folder": (
+        lambda w: ["doctor", f"run={w.first}", f"output={w.empty}"],
+        ["is a folder", "json"],
+    ),
     "doctor writes nowhere": (
         lambda w: ["doctor", f"run={w.first}", _on_a_file(w, "output")],
         ["nothing can be written", "output="],
@@ -603,6 +629,20 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
             f"data.pictures={w.empty}/nowhere",
         ),
         ["real pictures are needed", "data.pictures=FOLDER"],
+    ),
+    "export to null": (lambda w: ["export", f"run={w.first}", "output=null"], ["output=null"]),
+    "export to the root": (lambda w: ["export", f"run={w.first}", "output=/"], ["output=/ is no folder"]),
+    "a diffusers codec of one level": (
+        lambda w: w.diffusers_stage("first_stage.autoencoder.encoder.config.block_out_channels=[8]"),
+        ["AutoencoderKL"],
+    ),
+    "a diffusers codec without groups": (
+        lambda w: w.diffusers_stage("first_stage.autoencoder.encoder.config.norm_num_groups=0"),
+        ["AutoencoderKL"],
+    ),
+    "pixels measured by nothing": (
+        lambda w: w.pixels("first_stage.autoencoder.bottleneck.std=null"),
+        ["std=null", "std=0.5"],
     ),
     "import of nothing": (lambda w: w.import_(f"source={w.empty}/no"), ["source=", "neither a folder nor"]),
     "import of no source": (lambda w: ["import", f"data.root={w.pictures}"], ["source="]),

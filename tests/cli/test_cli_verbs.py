@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_lightning.artifact import read_manifest
 from ldm_lightning.cli import build
 from ldm_lightning.cli.trained import load_first_stage
 from ldm_lightning.metrics.perceptual import ShiftTolerantLpips
@@ -262,3 +263,18 @@ def test_a_model_can_be_sampled_while_it_trains(latent_diffusion_run: Path) -> N
     manifest = json.loads((latent_diffusion_run / "export" / "manifest.json").read_text())
     assert manifest["step"] == 6
     assert (latent_diffusion_run / "export" / "first_stage" / "manifest.json").is_file()
+
+
+def test_a_run_is_exported_with_the_first_stage_it_was_trained_on(
+    pictures: Path, first_stage_run: Path, tmp_path: Path, ldm: Ldm
+) -> None:
+    data = ["data=image_folder", f"data.root={pictures}", f"runs={tmp_path}"]
+    assert ldm("train", *data, *TINY_FIRST_STAGE, "seed=1", "name=other").code == 0
+    second = ["train", *data, *TINY_LATENT_DIFFUSION, "name=second"]
+    assert ldm(*second, f"first_stage.run={first_stage_run}").code == 0
+    for folder in ("checkpoints", "export"):  # as a kill before the first checkpoint leaves it
+        shutil.rmtree(tmp_path / "second" / folder)
+    assert ldm(*second, f"first_stage.run={tmp_path / 'other'}").code == 0
+    trained_on = read_manifest(tmp_path / "second")["config"]["derived"]["first_stage"]
+    assert read_manifest(tmp_path / "second" / "export" / "first_stage")["sha256"] == trained_on
+    assert trained_on == read_manifest(tmp_path / "other")["sha256"] != read_manifest(first_stage_run)["sha256"]

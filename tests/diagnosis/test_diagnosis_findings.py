@@ -205,6 +205,8 @@ def test_latents_of_a_second_stage_should_be_standardized() -> None:
         assert verdict.state == state
     pixels = {**STAGE_TWO, "first_stage": {"autoencoder": {}}}
     assert not_standardized(Run(pixels, channels([3.0]))) is None
+    bits = {"std": [math.sqrt(1 - 0.7**2), math.sqrt(1 - 0.5**2)], "mean": [0.7, -0.5]}
+    assert not_standardized(Run(STAGE_TWO, channels(**bits))) is None
 
 
 # --- codes -----------------------------------------------------------------------------------------------------------
@@ -322,6 +324,19 @@ def test_a_flat_loss_is_found_a_slow_one_is_not() -> None:
     assert not_falling(with_({"train/reconstruction": curve(*[0.5, 0.51, 0.49, 0.5] * 25)})).state == "wrong"
     assert not_falling(with_({"train/reconstruction": falling(1.0, 0.9)})).state == "fine"
     assert not_falling(with_({"train/reconstruction": falling(points=5)})).state == "unknown"
+
+
+def test_what_was_trained_before_need_not_fall() -> None:
+    flat = {"train/reconstruction": curve(*[0.5, 0.51, 0.49, 0.5] * 25)}
+    further = {**config(), "first_stage": {**config()["first_stage"], "run": "runs/before"}}
+    assert not_falling(Run(further, flat)).state == "unknown"
+
+
+def test_an_import_is_not_asked_to_be_trained() -> None:
+    run = Run({**config("Identity"), "source": "owner/name"}, statistics={"mean": [0.0], "std": [2.0], "n": 9})
+    assert found(run) == []
+    assert not_finished(run).state == "fine"
+    assert collapsed_channels(run).state == "fine"  # points have no sigma to be missed
 
 
 def test_blank_reconstructions_are_found() -> None:

@@ -42,5 +42,7 @@ class Identity(Bottleneck):
     def scale(self, statistics: Mapping[str, Any]) -> LatentScale:
         """Divided by ``std``, or standardized by the measured mean and deviation of each channel."""
         if self.std is None:
+            if "std" not in statistics:
+                raise UserError("bottleneck: std=null stands for what was measured, and nothing was: set std=0.5")
             return LatentScale.measured(statistics)
         return LatentScale(torch.zeros(self.latent_channels), torch.full((self.latent_channels,), self.std))
