@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     """Write the folder, and say what became of the scale."""
     folder = Path(config.output).absolute()
     artifact = read_artifact(config.run, "first_stage")
-    if not folder.name:
+    if not folder.name or folder.is_file():
         raise UserError(f"output={config.output} is no folder to write a model into: choose another")
     check_writable(folder.parent, "choose another output=...")  # where it is prepared
     autoencoder = build.frozen_first_stage(artifact).autoencoder

@@ -377,7 +377,7 @@ def test_nothing_else_is_overwritten(pictures: Path, tmp_path: Path, ldm: Ldm) -
     refused(ldm(*command, f"source={tmp_path}/kl", "data.validation=0.3"), "data.validation", "name=")
     refused(ldm("export", f"run={tmp_path}/run", f"output={tmp_path}/other"), "something else", "another folder")
     refused(ldm("export", f"run={tmp_path}/run", f"output={pictures}"), "something else")
-    refused(ldm("export", f"run={tmp_path}/run", f"output={pictures}/zero/000.png"), "Not a directory")
+    refused(ldm("export", f"run={tmp_path}/run", f"output={pictures}/zero/000.png"), "is no folder")
     assert files(tmp_path / "run" / "export") == before
     moved = ldm(*command, f"source={shutil.copytree(tmp_path / 'kl', tmp_path / 'moved')}")
     assert moved.code == 0, moved.err
