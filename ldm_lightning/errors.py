@@ -9,11 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UserError", "nearest", "needs_extra"]
+__all__ = ["UserError", "first_line", "nearest", "needs_extra"]
 
 
 class UserError(ValueError):
     """A mistake in data, configuration or environment: the message names the cause and the mend."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line that an error of another library says, or its type's name when it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

@@ -106,6 +106,16 @@ def run_ldm(*args: str | Path) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
+def refused(result: Result, *fragments: str) -> None:
+    """Check that a command took a mistake as ours are taken: one line with these fragments, and exit code 2."""
+    lines = [line for line in result.err.splitlines() if line.startswith("ldm")]
+    assert result.code == 2, result.err
+    assert len(lines) == 1
+    assert "Traceback" not in result.err
+    for fragment in fragments:
+        assert fragment in lines[0]
+
+
 @pytest.fixture(autouse=True)
 def _isolated_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_lightning.errors import UserError, needs_extra
+from ldm_lightning.errors import UserError, first_line, needs_extra
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Bottleneck, Gaussian, Identity, VectorQuantizer
 from ldm_lightning.nn import ConvEncoder, DeepEncoder, DiffusersEncoder
@@ -64,7 +64,7 @@ def read_model(source: str, subfolder: str | None) -> Any:
             ) from error
         raise UserError(
             f"{place} is no folder, and the hub gives none of this name: check spelling and network, add subfolder=vae "
-            f"if it is a whole pipeline ({_first_line(error)})"
+            f"if it is a whole pipeline ({first_line(error)})"
         ) from error
     name = config.get("_class_name")
     if name not in MODELS:
@@ -75,7 +75,7 @@ def read_model(source: str, subfolder: str | None) -> Any:
                 source, output_loading_info=True, low_cpu_mem_usage=False, **where
             )
     except Exception as error:  # likewise
-        raise UserError(f"{place} holds no readable weights of its {name}: {_first_line(error)}") from error
+        raise UserError(f"{place} holds no readable weights of its {name}: {first_line(error)}") from error
     if found["missing_keys"]:
         raise UserError(f"the weights in {place} are incomplete: {found['missing_keys'][0]} is missing; restore them")
     return model.float().eval()
@@ -95,10 +95,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def autoencoder_node(model: Any) -> dict[str, Any]:

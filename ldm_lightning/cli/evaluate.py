@@ -123,15 +123,15 @@ def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], 
     perceived = {eye.name: PictureMean(eye.distances).to(device()) for eye in _made(config, "perceptual")}
     distances = [FrechetDistance(extractor).to(device()) for extractor in _made(config, "extractor")]
     for batch in tqdm(data.loader(split, limit=config.n), desc="reconstructing", unit="batch"):
+        shown = batch.x.to(module.device)
         with torch.no_grad():
-            posterior = autoencoder.encode(batch.x.to(module.device))
+            posterior = autoencoder.encode(shown)
             z = posterior.mode()
-            reconstruction = autoencoder.decode(z).clamp(-1, 1).cpu()
-        metrics.update(reconstruction, batch.x)
+            seen = autoencoder.decode(z).clamp(-1, 1)
+        metrics.update(seen.cpu(), batch.x)
         nats += posterior.kl().sum().item() * z[0].numel()
         if (numbers := posterior.numbers()) is not None:
             usage.update(numbers.cpu())
-        shown, seen = batch.x.to(device()), reconstruction.to(device())
         for metric in perceived.values():
             metric.update(seen, shown)
         for distance in distances:

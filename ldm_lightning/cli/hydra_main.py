@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm_lightning.errors import UserError, nearest
+from ldm_lightning.errors import UserError, first_line, nearest
 
 __all__ = ["conf_dir", "explain", "run", "split_arguments"]
 
@@ -140,7 +140,7 @@ def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None
         # A _target_ that is not there, a value of the wrong type, an argument that a constructor does not have.
         known = isinstance(chain[-1], TypeError | ImportError | AttributeError) or len(chain) == 1
         return " ".join(str(error).split()) if known else None
-    return _first_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
+    return first_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -149,15 +149,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _missing_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = list(error.options or [])
     if not options:
-        return _first_line(error)
+        return first_line(error)
     return f"there is no {group}={option}{nearest(option, options)} (options: {', '.join(options)})"
 
 

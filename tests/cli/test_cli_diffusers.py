@@ -24,7 +24,7 @@ from ldm_lightning.cli.trained import load_first_stage, load_latent_diffusion
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Gaussian, VectorQuantizer
 from ldm_lightning.rng import Streams
-from tests.conftest import TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
+from tests.conftest import TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result, refused
 
 Ldm = Callable[..., Result]
 
@@ -331,15 +331,6 @@ def test_other_kinds_of_weight_files(options: dict[str, Any], pictures: Path, tm
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
-
-
-def refused(result: Result, *fragments: str) -> None:
-    lines = [line for line in result.err.splitlines() if line.startswith("ldm")]
-    assert result.code == 2, result.err
-    assert len(lines) == 1
-    assert "Traceback" not in result.err
-    for fragment in fragments:
-        assert fragment in lines[0]
 
 
 def test_without_network_the_hub_is_one_line(
