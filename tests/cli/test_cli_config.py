@@ -23,6 +23,7 @@ from ldm_lightning.cli.build import DATA_SHORTCUTS
 from ldm_lightning.cli.hydra_main import conf_dir
 from ldm_lightning.cli.schema import check
 from ldm_lightning.errors import UserError
+from ldm_lightning.nn.count import parameters
 from tests.conftest import Result
 
 CONF = conf_dir()
@@ -113,7 +114,24 @@ def test_every_option_is_built(group: str, option: str, tmp_path: Path) -> None:
             continue
         if name == "trainer":
             node |= {"precision": "32-true", "accelerator": "cpu", "logger": False}
-        assert instantiate(node) is not None
+        with torch.device("meta" if name == "first_stage.autoencoder" else "cpu"):  # large ones without their weights
+            assert instantiate(node) is not None
+
+
+FIRST_STAGES = {option for group, option in OPTIONS if group == "first_stage"} - {"identity", "trained"}
+SIZES = ("_tiny", "", "_large")
+
+
+@pytest.mark.parametrize(
+    "family", sorted({option.removesuffix("_tiny").removesuffix("_large") for option in FIRST_STAGES})
+)
+def test_every_first_stage_comes_in_three_sizes(family: str) -> None:
+    assert {f"{family}{size}" for size in SIZES} <= FIRST_STAGES
+    with torch.device("meta"):
+        made = [instantiate(compose("train", f"first_stage={family}{size}").first_stage.autoencoder) for size in SIZES]
+    counts = [parameters(autoencoder) for autoencoder in made]
+    assert counts[0] < 1e6 < counts[1] < counts[2], counts  # the first for a processor
+    assert len({autoencoder.encoder.factor for autoencoder in made}) == 1
 
 
 @pytest.mark.parametrize("part", ["grid", "scale"])
