@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,6 +58,24 @@ def _keys(verb: str) -> str:
     return text.replace("$", "$$")  # Hydra fills in what follows a single one
 
 
+def _groups() -> str:
+    """All groups with their options, those of ``--config-dir`` as well, for ``--help``."""
+    running = GlobalHydra.instance().hydra
+    assert running is not None  # it is Hydra that asks
+    listing = running.format_config_groups(lambda group: group.split("/")[0] != "hydra")
+    lines = (line.partition(": ") for line in listing.splitlines())
+    text = "\n".join(f"{group}: {', '.join(_folded(options.split(', ')))}" for group, _, options in lines)
+    return text.replace("$", "$$")
+
+
+def _folded(options: Sequence[str]) -> Iterator[str]:
+    """``options``, where sizes of one thing are one entry, such as ``kl_f4[_tiny|_large]``."""
+    for option in options:
+        if option.removesuffix("_tiny").removesuffix("_large") not in {*options} - {option}:
+            sizes = "|".join(size for size in ("_tiny", "_large") if f"{option}{size}" in options)
+            yield f"{option}[{sizes}]" if sizes else option
+
+
 def run(verb: str) -> None:
     """Compose ``conf/<verb>.yaml`` with the command line's overrides and call the verb's ``main``.
 
@@ -77,6 +95,7 @@ def run(verb: str) -> None:
     # Let Hydra pass exceptions on instead of printing and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     OmegaConf.register_new_resolver("ldm_keys", _keys, replace=True)
+    OmegaConf.register_new_resolver("ldm_groups", _groups, replace=True)
     try:
         with _mistakes_explained(verb, arguments):
             overrides, flags = split_arguments(arguments)

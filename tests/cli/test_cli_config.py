@@ -257,6 +257,24 @@ def test_help_names_the_groups(ldm: Callable[..., Result]) -> None:
         assert re.search(rf"^\s*{group}: ", text, re.MULTILINE)
 
 
+def test_help_names_every_option_once(ldm: Callable[..., Result], tmp_path: Path) -> None:
+    """Sizes folded into one entry; those of the user's folder as well."""
+    (tmp_path / "denoiser").mkdir()
+    for option in ("mine", "mine_large", "lone_tiny", "unet_large", "unet_huge"):
+        (tmp_path / "denoiser" / f"{option}.yaml").touch()
+    text = ldm("train", "--help", "--config-dir", str(tmp_path)).out
+    listed = dict(re.findall(r"^([\w/]+): (.+)$", text, re.MULTILINE))
+    assert listed["denoiser"] == "dit[_tiny], lone_tiny, mine[_large], unet[_tiny|_large], unet_huge"
+    assert not any(group.startswith("hydra") for group in listed)
+    for group in sorted({str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")} - {"denoiser"}):
+        unfolded = [
+            name + size
+            for name, sizes in re.findall(r"(\w+)(?:\[(\S+)\])?", listed[group])
+            for size in ("", *filter(None, sizes.split("|")))
+        ]
+        assert sorted(unfolded) == sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
 def test_no_yaml_is_a_dead_key() -> None:
     """Top-level keys of the verbs' own yaml files are read by the verbs."""
     package = conf_dir().parent / "ldm_lightning"
