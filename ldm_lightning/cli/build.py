@@ -76,6 +76,11 @@ def derive(config: DictConfig, data: DataModule) -> None:
 
 def _latent_facts(config: DictConfig, data: DataModule) -> dict[str, Any]:
     """Latent channels, and the checksum of the first stage that a run goes on with or stands on."""
+    if {"run", "autoencoder"} <= set(config.first_stage.keys()):
+        raise UserError(
+            "first_stage=trained keeps the architecture of first_stage.run: leave first_stage.autoencoder... out, or "
+            "train another by first_stage=kl_f4 or its kin"
+        )
     if config.stage == "first_stage" and "autoencoder" in config.first_stage:
         return {"latent_channels": instantiate(config.first_stage.autoencoder.bottleneck).latent_channels}
     if stands_alone(config):

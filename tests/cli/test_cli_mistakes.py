@@ -683,6 +683,17 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
         lambda w: [*_without_codec(w.first_stage()), "first_stage=trained"],
         ["first_stage.run"],
     ),
+    "another codec to train further": (
+        lambda w: [
+            *[*_without_codec(w.first_stage()), "first_stage=trained", f"first_stage.run={w.first}"],
+            "+first_stage.autoencoder.bottleneck.codes=8",
+        ],
+        ["first_stage.autoencoder", "first_stage.run", "leave"],
+    ),
+    "a codec to stand on beside a run": (
+        lambda w: w.latent_diffusion("+first_stage.autoencoder.bottleneck.codes=8"),
+        ["first_stage.autoencoder", "first_stage.run", "leave"],
+    ),
     "a second stage to train further": (
         lambda w: [*_without_codec(w.first_stage()), "first_stage=trained", f"first_stage.run={w.second}"],
         ["latent_diffusion", "first_stage"],
