@@ -30,6 +30,7 @@ class ArraySource:
         self.name, self.class_names, self._load = name, class_names, load
         self._pictures = np.empty((0, 1, 1), dtype=np.uint8)
         self._labels = np.empty(0, dtype=np.int64)
+        self._hashes: list[bytes] = []
 
     def prepare(self, min_size: int = 1) -> None:
         """Load the array.
@@ -47,6 +48,8 @@ class ArraySource:
                 f"data.transform.size={min(height, width)} with data.transform.pad=0, or data.transform.upscale=true"
             )
         self._pictures, self._labels = pictures, labels
+        # Once for all: splits, fingerprint and latent caches ask for them again and again.
+        self._hashes = [content_hash(repr(picture.shape).encode() + picture.tobytes()) for picture in pictures]
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -65,8 +68,7 @@ class ArraySource:
 
     def content_hash(self, i: int) -> bytes:
         """16 bytes of BLAKE2b over shape and pixels."""
-        picture = self._pictures[i]
-        return content_hash(repr(picture.shape).encode() + picture.tobytes())
+        return self._hashes[i]
 
     def split_key(self, i: int) -> bytes:
         """The content hash."""

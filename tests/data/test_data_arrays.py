@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from ldm_lightning.data import array as array_module
 from ldm_lightning.data import fashion
 from ldm_lightning.data.digits import Mnist5k
 from ldm_lightning.data.fashion import FashionMnist
@@ -28,6 +29,17 @@ def test_array_source(array):
     assert len({source.content_hash(i) for i in range(6)}) == 6
     expected = hashlib.blake2b(b"(8, 8, 3)" + source.picture(2).tobytes(), digest_size=16).digest()
     assert source.content_hash(2) == expected
+
+
+def test_array_is_hashed_once(array, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(array_module, "content_hash", lambda content: hashed.append(content) or b"")
+    source = array(6)
+    for _ in range(2):
+        source.prepare()
+        for i in range(6):
+            source.content_hash(i), source.split_key(i)
+    assert len(hashed) == 6
 
 
 def test_array_too_small(array):
