@@ -120,7 +120,9 @@ def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], 
     autoencoder = module.autoencoder
     metrics, nats, count = reconstruction_metrics(), 0.0, 0
     usage = CodeUsage(autoencoder.bottleneck.groups, autoencoder.bottleneck.codes)
-    perceived = {eye.name: PictureMean(eye.distances).to(device()) for eye in _made(config, "perceptual")}
+    perceived = {
+        eye.label(data.shape[1:]): PictureMean(eye.distances).to(device()) for eye in _made(config, "perceptual")
+    }
     distances = [FrechetDistance(extractor).to(device()) for extractor in _made(config, "extractor")]
     for batch in tqdm(data.loader(split, limit=config.n), desc="reconstructing", unit="batch"):
         shown = batch.x.to(module.device)

@@ -10,7 +10,7 @@ A picture moved by one pixel looks the same, yet strided layers answer it very d
 come inside a package (extra ``offline``), whose data alone are read: its code is never run.
 
 Both classes here are called with (reconstruction, picture), (B, C, H, W) in [-1, 1] with C = 1 or 3, and answer the
-mean over the batch, a differentiable scalar; ``name`` labels the figure. They are held outside the module in training
+mean over the batch, a differentiable scalar; ``label`` names the figure. They are held outside the module in training
 (no checkpoint, optimizer or average shall carry their weights), so they follow the pictures to their device by
 themselves.
 """
@@ -101,8 +101,7 @@ class ShiftTolerantLpips(nn.Module):
         if network not in _NETWORKS:
             raise UserError(f"perceptual.network={network}: choose one of {', '.join(_NETWORKS)}")
         weights = _read_weights(network)
-        self.resize = resize
-        self.name = f"st_lpips_{network}" if resize is None else f"st_lpips_{network}_{resize}"
+        self.network, self.resize = network, resize
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in _NETWORKS[network]())
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
@@ -113,6 +112,14 @@ class ShiftTolerantLpips(nn.Module):
                 parameter.copy_(value)
         self.eval().requires_grad_(False)
 
+    def label(self, size: Sequence[int]) -> str:
+        """Name of the figure for pictures of ``size`` (H, W), with the side that they are enlarged to, if they are."""
+        return f"st_lpips_{self.network}" + (f"_{self.resize}" if self._seen(size) != list(size) else "")
+
+    def _seen(self, size: Sequence[int]) -> list[int]:
+        """The size at which pictures of ``size`` are looked at."""
+        return [max(side, self.resize or 0) for side in size]
+
     def features(self, x: Tensor) -> list[Tensor]:
         """Five float32 maps (B, C_l, h_l, w_l), of unit length over their channels, of pictures (B, 1 or 3, H, W).
 
@@ -120,8 +127,7 @@ class ShiftTolerantLpips(nn.Module):
             UserError: other channels than 1 or 3, or pictures too small for the network.
         """
         x = _rgb(x)
-        if self.resize is not None and min(x.shape[2:]) < self.resize:
-            size = [max(side, self.resize) for side in x.shape[2:]]
+        if (size := self._seen(x.shape[2:])) != list(x.shape[2:]):
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         h, maps = (x - self.shift) / self.scale, []
         for stage in self.stages:
@@ -169,8 +175,12 @@ class Lpips:
             metric: Any = LearnedPerceptualImagePatchSimilarity(net_type=network)  # type: ignore[arg-type]
         except ValueError as error:
             raise UserError(f"perceptual.network={network}: {error}") from error
-        self.name = f"lpips_{network}"
+        self._kind = network
         self.network = metric.net.requires_grad_(False)
+
+    def label(self, size: Sequence[int]) -> str:
+        """Name of the figure, for pictures of any ``size``."""
+        return f"lpips_{self._kind}"
 
     def distances(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) distances of the pictures ``x`` and ``y``."""

@@ -109,6 +109,13 @@ def test_small_pictures_are_refused_or_enlarged() -> None:
     assert ShiftTolerantLpips(resize=64)(x, x + 1) > 0
 
 
+def test_the_label_says_what_was_enlarged() -> None:
+    sizes = [(16, 16), (64, 48), (64, 64), (128, 64)]
+    labels = [ShiftTolerantLpips(resize=64).label(size) for size in sizes]
+    assert labels == ["st_lpips_alex_64", "st_lpips_alex_64", "st_lpips_alex", "st_lpips_alex"]
+    assert ShiftTolerantLpips("vgg").label((16, 16)) == "st_lpips_vgg"
+
+
 def test_mixed_precision_changes_little(distance: ShiftTolerantLpips, digits: Tensor) -> None:
     exact = distance(digits, digits.flip(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
