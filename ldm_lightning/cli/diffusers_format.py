@@ -51,9 +51,10 @@ def read_model(source: str, subfolder: str | None) -> Any:
     local = Path(source).is_dir()
     if not local and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise UserError(f"source={source} is neither a folder nor a name in the hub, such as OWNER/NAME: check it")
-    where = {"subfolder": subfolder} if subfolder else {}
+    where: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
     if not local:
         print(f"reading {place} from the hub")
+        where["local_files_only"] = not _is_in_hub(source, subfolder)
     try:
         with _quiet():
             config = diffusers.AutoencoderKL.load_config(source, **where)
@@ -79,6 +80,19 @@ def read_model(source: str, subfolder: str | None) -> Any:
     if found["missing_keys"]:
         raise UserError(f"the weights in {place} are incomplete: {found['missing_keys'][0]} is missing; restore them")
     return model.float().eval()
+
+
+def _is_in_hub(source: str, subfolder: str | None) -> bool:
+    """Whether the hub answers, asked once: left to itself, its client tries an unreachable one for half a minute."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.get_hf_file_metadata(
+            huggingface_hub.hf_hub_url(source, "config.json", subfolder=subfolder), timeout=5
+        )
+    except Exception:  # whatever a dead network or a missing file raises; what was downloaded before may still lie here
+        return False
+    return True
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,25 @@ def test_without_network_the_hub_is_one_line(
     result = ldm("import", "source=nobody/nothing", f"runs={tmp_path}", *data(pictures))
     refused(result, "nobody/nothing", "network", "subfolder=vae")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unreachable_hub_is_asked_once_and_its_cache_read(
+    pictures: Path, tmp_path: Path, ldm: Ldm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    command = ["import", "source=nobody/model", f"runs={tmp_path}/runs", "name=run", *data(pictures)]
+    refused(ldm(*command), "nobody/model", "network")
+    cached = tmp_path / "hub" / "models--nobody--model"
+    save("kl", cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    done = ldm(*command)
+    assert done.code == 0, done.err
+    assert not waited
 
 
 def test_without_the_package_the_extra_is_named(
