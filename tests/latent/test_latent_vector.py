@@ -119,6 +119,33 @@ def test_which_features_fill_the_book_depends_on_the_seed():
     assert not torch.equal(books[0], books[2])
 
 
+@pytest.mark.parametrize("before", [1.0, 0.01, 1000.0])
+def test_a_trained_book_goes_on_at_the_decay(before):
+    """However often its codes counted before, of which an import knows nothing."""
+    quantizer, features = VectorQuantizer(3, 4, decay=0.9), vectors(64)
+    quantizer.counts.fill_(before)
+    quantizer.sums.copy_(before * quantizer.book)
+    book = quantizer.book.clone()
+    _, numbers = nearest_codes(features, book)
+    rows = features.movedim(1, -1)
+    means = torch.stack([rows[numbers == code].mean(0) for code in range(4)])
+    share = numbers.flatten().bincount(minlength=4) / numbers.numel() * 4  # of the use of an average code
+    assert share.min() < 0.9 < 1.1 < share.max()
+    train(quantizer, features, 0)
+    pace = 0.1 * share / (0.9 * share.clamp(min=1) + 0.1 * share)  # the decay's for those used more than average
+    torch.testing.assert_close(quantizer.book, book + pace[:, None] * (means - book))
+    assert pace.max() == pytest.approx(0.1)
+
+
+def test_a_diverged_first_step_leaves_a_trained_book_alone():
+    quantizer = VectorQuantizer(3, 4)
+    train(quantizer, vectors(8), 0)
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    train(quantizer, vectors(8) * math.nan, 0)
+    for name, value in before.items():
+        assert torch.equal(quantizer.state_dict()[name], value), name
+
+
 def test_a_diverged_step_leaves_the_book_alone():
     quantizer = VectorQuantizer(3, 4, restart_every=1)
     train(quantizer, vectors(8), 0)

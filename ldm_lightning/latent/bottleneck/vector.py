@@ -9,7 +9,8 @@ chose it: with :math:`n_k` of them in a step, whose sum is :math:`s_k`,
 and the encoder is held to it by the commitment loss :math:`|f - \mathrm{sg}(e)|^2`. Two things keep the book alive,
 both by features of the current step, drawn at random: the first step fills it with them (the usual start of k-means),
 and every ``restart_every`` steps they replace *dead* codes, those used less than ``dead`` times as often as if all were
-used alike (Dhariwal et al. 2020).
+used alike (Dhariwal et al. 2020). A book that was trained before is not filled anew: at the first step its averages are
+weighed by the size of that step, and it goes on no faster than by the set decay.
 
 Counts and sums run over all ranks and accumulated batches, and which features are drawn depends on (seed, step, sample)
 alone: however a batch is split, the book is the same.
@@ -138,6 +139,8 @@ class VectorQuantizer(Bottleneck):
         finite = seen.isfinite().all()  # a diverged step must not spoil the book
         seen = torch.where(finite, seen, 0.0)
         counts, sums, weight = seen[:, 0].float(), seen[:, 1:].float(), (1 - self.decay) * finite.float()
+        if step == 0 and not empty and finite:
+            self._weigh_anew(counts)
         self.counts.lerp_(counts, weight)
         self.sums.lerp_(sums, weight)
         used = self.counts > 1e-12
@@ -145,6 +148,15 @@ class VectorQuantizer(Bottleneck):
         if keys:
             all_keys, fresh = torch.cat(keys), torch.cat(candidates)
             self._renew(fresh[all_keys.argsort(descending=True, stable=True)], counts.sum(), everything=empty)
+
+    def _weigh_anew(self, counts: Tensor) -> None:
+        """Weigh a book that was trained before as if all steps had been like this one, of ``counts`` (K,).
+
+        Those steps may have been of another size, and an imported book does not say how often its codes were used. Each
+        counts for at least its use in this step, so that none moves faster than the decay.
+        """
+        self.counts.copy_(torch.maximum(self.counts * counts.sum() / self.counts.sum(), counts))
+        self.sums.copy_(self.counts[:, None] * self.book)
 
     def _renew(self, fresh: Tensor, seen: Tensor, everything: bool) -> None:
         """Put vectors ``fresh`` (n, C) in the place of dead codes, with the weight of an average code."""
