@@ -177,13 +177,18 @@ def _check_optimizer(make: MakeOptimizer, key: str) -> None:
         raise UserError(f"{key}: {error}") from error
 
 
-def first_stage(config: DictConfig) -> FirstStage:
+def first_stage(config: DictConfig, autoencoder: Autoencoder | None = None) -> FirstStage:
     """The first stage in training.
+
+    Args:
+        config: the whole configuration.
+        autoencoder: instead of a new one.
 
     Raises:
         UserError: settings that cannot be, or pictures of a size that a part of the loss cannot take.
     """
-    node, optimizer, autoencoder = config.first_stage, _optimizer(config), _autoencoder(config)
+    node, optimizer = config.first_stage, _optimizer(config)
+    autoencoder = autoencoder or _autoencoder(config)
     if not _trains(autoencoder):
         raise UserError("this first stage has nothing to train: use it by stage=latent_diffusion first_stage=identity")
     module = FirstStage(

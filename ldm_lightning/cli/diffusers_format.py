@@ -139,7 +139,7 @@ def import_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name == _BOOK:  # each code counts as used once, by itself
-            named |= {"bottleneck.book": value, "bottleneck.sums": value}
+            named |= {"bottleneck.book": value, "bottleneck.sums": value.clone()}
             named["bottleneck.counts"] = torch.ones(len(value))
         else:
             named[f"{'encoder' if name.startswith(('encoder.', 'quant_conv.')) else 'decoder'}.{name}"] = value

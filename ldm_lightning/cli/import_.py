@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from ldm_lightning.artifact import read_artifact
@@ -24,6 +25,7 @@ from ldm_lightning.cli.run_folder import claim, lock, write_log
 from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
+from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.nn.conv_codec import check_size
 from ldm_lightning.training.first_stage import FirstStage
 
@@ -39,9 +41,11 @@ def main(config: DictConfig) -> None:
     check(config, beside=[f"data.{key}" for key in build.DATA_SHORTCUTS])
     data = build.data_module(config)
     build.derive(config, data)
-    module = build.first_stage(config)
+    with torch.device("meta"):  # the weights are there already
+        autoencoder: Autoencoder = instantiate(config.first_stage.autoencoder)
+    autoencoder.load_state_dict(import_weights(model.state_dict()), assign=True)
+    module = build.first_stage(config, autoencoder)
     check_size(torch.empty(1, *data.shape, device="meta"), int(module.autoencoder.encoder.factor))  # type: ignore[arg-type]
-    module.autoencoder.load_state_dict(import_weights(model.state_dict()))
     folder = Path(config.run_dir)
     claim(folder, build.resolve(config))
     with lock(folder):
