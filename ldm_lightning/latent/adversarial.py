@@ -1,7 +1,7 @@
-r"""Adversarial losses: two games, two regularizers of the discriminator, and the weight of the generator's term.
+r"""Adversarial losses: three games, regularizers of the discriminator, and the weight of the generator's term.
 
-``real`` and ``fake`` are the discriminator's logits, of any shape, for pictures and for reconstructions; positive says
-real. All losses are means over them.
+``real`` and ``fake`` are the discriminator's logits, of any shape, for pictures and for their reconstructions, in the
+same order; positive says real. All losses are means over them.
 
 The adaptive weight (Esser et al. 2021, "VQGAN", eq. 7) makes the adversarial term pull at the decoder's last layer
 :math:`L` as hard as the reconstruction does:
@@ -22,18 +22,24 @@ from torch.nn import functional as F
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.ranks import mean_over_ranks
 
-__all__ = ["AdaptiveWeight", "Game", "Hinge", "NonSaturating", "gradient_penalty", "lecam"]
+__all__ = ["AdaptiveWeight", "Game", "Hinge", "NonSaturating", "Relativistic", "gradient_penalty", "lecam"]
+
+Judge = Callable[[Tensor], Tensor]  # pictures (B, C, H, W) -> logits
 
 
 class Game(Protocol):
     """What the two players minimize."""
 
-    def generator(self, fake: Tensor) -> Tensor:
-        """The generator's loss, a scalar."""
+    def generator(self, judge: Judge, x: Tensor, reconstruction: Tensor) -> Tensor:
+        """The generator's loss, a scalar; ``judge`` is asked about no more pictures than the game needs."""
         ...
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """The discriminator's loss, a scalar."""
+        ...
+
+    def accuracy(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The share of verdicts that are right, a scalar; 0.5 is guessing."""
         ...
 
 
@@ -41,36 +47,72 @@ class Game(Protocol):
 class Hinge:
     """The hinge game (Lim & Ye 2017); halved, as in Esser et al. 2021."""
 
-    def generator(self, fake: Tensor) -> Tensor:
+    def generator(self, judge: Judge, x: Tensor, reconstruction: Tensor) -> Tensor:
         """-E[D(fake)]."""
-        return -fake.mean()
+        return -judge(reconstruction).mean()
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """(E[max(0, 1 - D(real))] + E[max(0, 1 + D(fake))]) / 2."""
         return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+    def accuracy(self, real: Tensor, fake: Tensor) -> Tensor:
+        """P[sign]."""
+        return _signs(real, fake)
 
 
 @dataclass(frozen=True)
 class NonSaturating:
     """The game of Goodfellow et al. 2014 in its form whose generator still learns when it loses."""
 
-    def generator(self, fake: Tensor) -> Tensor:
+    def generator(self, judge: Judge, x: Tensor, reconstruction: Tensor) -> Tensor:
         """-E[log sigmoid(D(fake))]."""
-        return F.softplus(-fake).mean()
+        return F.softplus(-judge(reconstruction)).mean()
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """-(E[log sigmoid(D(real))] + E[log sigmoid(-D(fake))]) / 2."""
         return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
+    def accuracy(self, real: Tensor, fake: Tensor) -> Tensor:
+        """P[sign]."""
+        return _signs(real, fake)
 
-def gradient_penalty(discriminator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """R1 (Mescheder et al. 2018): half the mean squared norm of the gradient of a picture's mean logit, a scalar.
+
+@dataclass(frozen=True)
+class Relativistic:
+    """The pairing game (Jolicoeur-Martineau 2018; Huang et al. 2024, "R3GAN"): which of the two is the picture?
+
+    Every patch of a reconstruction is compared with the same patch of its original, so that only the difference between
+    them counts, not how hard a picture is. It converges with both penalties, ``r1`` and ``r2``.
+    """
+
+    def generator(self, judge: Judge, x: Tensor, reconstruction: Tensor) -> Tensor:
+        """-E[log sigmoid(D(fake) - D(real))]."""
+        return F.softplus(judge(x) - judge(reconstruction)).mean()
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """-E[log sigmoid(D(real) - D(fake))]."""
+        return F.softplus(fake - real).mean()
+
+    def accuracy(self, real: Tensor, fake: Tensor) -> Tensor:
+        """P[D(real) > D(fake)]; a tie counts half."""
+        return 0.5 * (torch.sign(real - fake).float().mean() + 1)
+
+
+def _signs(real: Tensor, fake: Tensor) -> Tensor:
+    """The share of logits with the right sign."""
+    return torch.cat([real > 0, fake < 0]).float().mean()
+
+
+def gradient_penalty(discriminator: Judge, x: Tensor) -> Tensor:
+    """Half the mean squared norm of the gradient of a picture's mean logit, a scalar (Mescheder et al. 2018).
+
+    R1 when the pictures are real, R2 when they are reconstructions.
 
     Computed in float32 whatever the precision around it: the gradient of a gradient has no range to spare.
 
     Args:
         discriminator: pictures (B, C, H, W) -> logits (B, ...), each picture judged by itself.
-        x: real pictures.
+        x: pictures; their graph is not entered.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.detach().float().requires_grad_()

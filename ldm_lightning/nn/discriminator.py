@@ -3,12 +3,14 @@
 PatchGAN (Isola et al. 2017) in the size used for autoencoders (Esser et al. 2021): convolutions of 4 x 4 pixels,
 ``layers`` of them at stride 2, two more at stride 1. Three layers judge patches of 70 x 70 pixels. Batch
 normalization is replaced by group normalization, whose answer to a picture does not depend on its batch, and so
-neither on the number of processes.
+neither on the number of processes. But it looks at the whole picture; without it a verdict is about a patch alone, and
+penalties of the gradient do what normalization is for.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -26,29 +28,39 @@ class PatchDiscriminator(nn.Module):
         in_channels: channels of the pictures, any number.
         width: channels of the first layer; they double from layer to layer, up to eight times.
         layers: convolutions at stride 2; pictures must have a side of at least 3 * 2^layers, 24 for three.
-        spectral: bound every layer's Lipschitz constant by spectral normalization (Miyato et al. 2018), instead of
-            normalizing its features.
+        norm: ``group`` normalizes features; ``spectral`` bounds every layer's Lipschitz constant instead (Miyato et al.
+            2018); ``none`` does neither, for games with ``r1`` and ``r2``, and starts from He's initialization.
+
+    Raises:
+        UserError: a size below 1, or another ``norm``.
     """
 
-    def __init__(self, in_channels: int, width: int = 64, layers: int = 3, spectral: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, width: int = 64, layers: int = 3, norm: Literal["group", "spectral", "none"] = "group"
+    ) -> None:
         super().__init__()
         if layers < 1 or width < 1:
             raise UserError(
                 f"first_stage.adversary.discriminator: layers={layers} and width={width} must be at least 1"
             )
+        if norm not in ("group", "spectral", "none"):
+            raise UserError(f"first_stage.adversary.discriminator.norm={norm}: set it to group, spectral or none")
         widths = [in_channels, *(width * min(2**layer, 8) for layer in range(layers + 1))]
         self.net = nn.Sequential()
         for layer, (before, after) in enumerate(pairwise(widths)):
             # As in the original, the first layer's features and the verdict are not normalized.
-            norm = [] if spectral or layer == 0 else [group_norm(after)]
+            normed = [group_norm(after)] if norm == "group" and layer > 0 else []
             self.net.extend(
-                [nn.Conv2d(before, after, 4, stride=2 if layer < layers else 1, padding=1), *norm, nn.LeakyReLU(0.2)]
+                [nn.Conv2d(before, after, 4, stride=2 if layer < layers else 1, padding=1), *normed, nn.LeakyReLU(0.2)]
             )
         self.net.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         for module in self.net:
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-                if spectral:
+                if norm == "none":
+                    nn.init.kaiming_normal_(module.weight, 0.2)
+                else:
+                    nn.init.normal_(module.weight, 0.0, 0.02)
+                if norm == "spectral":
                     spectral_norm(module)
         self.layers = layers
 

@@ -42,6 +42,7 @@ class Adversary(nn.Module):
         join: later step at which the autoencoder begins to listen.
         ramp: steps over which the weight then grows linearly.
         r1: weight of the gradient penalty on pictures; 0 for none. It about doubles the discriminator's cost.
+        r2: weight of the gradient penalty on reconstructions, at the same cost; 0 for none.
         lecam: weight of LeCam regularization; 0 for none.
         optimizer: options of the discriminator's parameter group that differ from the autoencoder's, such as ``lr``.
     """
@@ -60,6 +61,7 @@ class Adversary(nn.Module):
         join: int = 22000,
         ramp: int = 5000,
         r1: float = 0.0,
+        r2: float = 0.0,
         lecam: float = 0.0,
         optimizer: Mapping[str, Any] | None = None,
     ) -> None:
@@ -69,16 +71,16 @@ class Adversary(nn.Module):
                 f"first_stage.adversary: start={start} must not be negative and lie before join={join}; an autoencoder "
                 "that listens to an untrained discriminator is ruined"
             )
-        if ramp < 1 or weight <= 0 or min(r1, lecam) < 0:
+        if ramp < 1 or weight <= 0 or min(r1, r2, lecam) < 0:
             raise UserError(
-                f"first_stage.adversary: ramp={ramp} must be at least 1, weight={weight} above 0, r1={r1} and "
+                f"first_stage.adversary: ramp={ramp} must be at least 1, weight={weight} above 0, r1={r1}, r2={r2} and "
                 f"lecam={lecam} not below 0"
             )
         self.discriminator = discriminator
         self.game = game
         self.weight, self.balance = weight, balance
         self.start, self.join, self.ramp = start, join, ramp
-        self.r1, self.lecam = r1, lecam
+        self.r1, self.r2, self.lecam = r1, r2, lecam
         self.optimizer = dict(optimizer or {})
         self.register_buffer("anchors", torch.zeros(2))  # moving averages of the mean logits, real and fake
         self.register_buffer("age", torch.zeros(()))
@@ -94,21 +96,26 @@ class Adversary(nn.Module):
             )
 
     def generator_terms(
-        self, step: int, reconstruction: Tensor, fidelity: Tensor, last_layer: Tensor
+        self, step: int, x: Tensor, reconstruction: Tensor, fidelity: Tensor, last_layer: Tensor
     ) -> dict[str, Term]:
         """Term "adversarial" of the autoencoder's loss; none before ``join``.
 
         Args:
             step: optimizer steps done.
-            reconstruction: (B, C, H, W) with its graph.
+            x: pictures (B, C, H, W).
+            reconstruction: likewise, with its graph.
             fidelity: loss of the reconstruction, a scalar.
             last_layer: weight of the decoder's last layer.
         """
         if step < self.join:
             return {}
         constant = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        logits = functional_call(self.discriminator, constant, (reconstruction,)).float()
-        value = self.game.generator(logits)
+
+        def judge(pictures: Tensor) -> Tensor:
+            logits: Tensor = functional_call(self.discriminator, constant, (pictures,))
+            return logits.float()
+
+        value = self.game.generator(judge, x, reconstruction)
         weight: float | Tensor = self.weight * min(1.0, (step - self.join + 1) / self.ramp)
         if self.balance is not None and torch.is_grad_enabled():
             weight = weight * self.balance(fidelity, value, last_layer)
@@ -133,11 +140,13 @@ class Adversary(nn.Module):
         terms = {"loss": Term(self.game.discriminator(real, fake), 1.0)}
         if self.r1:
             terms["r1"] = Term(gradient_penalty(self.discriminator, x), self.r1)
+        if self.r2:
+            terms["r2"] = Term(gradient_penalty(self.discriminator, reconstruction), self.r2)
         if self.lecam:
             self._move_anchors(real, fake)
             terms["lecam"] = Term(lecam(real, fake, self.anchors.clone()), self.lecam)
-        right = torch.cat([real > 0, fake < 0]).float().mean()
-        return terms, {"real": real.detach().mean(), "fake": fake.detach().mean(), "accuracy": right}
+        real, fake = real.detach(), fake.detach()
+        return terms, {"real": real.mean(), "fake": fake.mean(), "accuracy": self.game.accuracy(real, fake)}
 
     def rest(self, step: int) -> None:
         """Drop the discriminator's gradients while it is not learning, so that its optimizer state stays untouched."""

@@ -93,7 +93,7 @@ class FirstStage(pl.LightningModule):
         if self.adversary is None:
             loss = objective = total(terms)
         else:
-            terms |= self.adversary.generator_terms(step, reconstruction, fidelity, autoencoder.last_layer)
+            terms |= self.adversary.generator_terms(step, batch.x, reconstruction, fidelity, autoencoder.last_layer)
             loss = total(terms)
             own, said = self.adversary.discriminator_terms(step, batch.x, reconstruction)
             objective = loss + total(own)

@@ -9,36 +9,72 @@ import torch
 from torch import Tensor, nn
 
 from ldm_lightning.errors import UserError
-from ldm_lightning.latent.adversarial import AdaptiveWeight, Hinge, NonSaturating, gradient_penalty, lecam
+from ldm_lightning.latent.adversarial import (
+    AdaptiveWeight,
+    Game,
+    Hinge,
+    NonSaturating,
+    Relativistic,
+    gradient_penalty,
+    lecam,
+)
+
+
+def said(logits: Tensor) -> Tensor:
+    """A judge of pictures that are their own logits."""
+    return logits
 
 
 def test_hinge_by_hand() -> None:
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 1.0])
     assert Hinge().discriminator(real, fake).item() == pytest.approx(((0 + 0.5) / 2 + (0 + 2) / 2) / 2)
-    assert Hinge().generator(fake).item() == pytest.approx(1.0)
+    assert Hinge().generator(said, real, fake).item() == pytest.approx(1.0)
 
 
 def test_non_saturating_by_hand() -> None:
     real, fake = torch.tensor([math.log(3)]), torch.tensor([-math.log(4)])  # sigmoids 3/4 and 1/5
     game = NonSaturating()
     assert game.discriminator(real, fake).item() == pytest.approx(-(math.log(3 / 4) + math.log(4 / 5)) / 2)
-    assert game.generator(fake).item() == pytest.approx(-math.log(1 / 5))
+    assert game.generator(said, real, fake).item() == pytest.approx(-math.log(1 / 5))
 
 
-@pytest.mark.parametrize("game", [Hinge(), NonSaturating()])
-def test_players_pull_in_opposite_directions(game: Hinge | NonSaturating) -> None:
+def test_relativistic_by_hand() -> None:
+    real, fake = torch.tensor([math.log(6), 0.0]), torch.tensor([math.log(2), 0.0])  # sigmoids of differences 3/4, 1/2
+    game = Relativistic()
+    assert game.discriminator(real, fake).item() == pytest.approx(-(math.log(3 / 4) + math.log(1 / 2)) / 2)
+    assert game.generator(said, real, fake).item() == pytest.approx(-(math.log(1 / 4) + math.log(1 / 2)) / 2)
+
+
+def test_a_shift_of_all_logits_is_nothing_to_the_relativistic_game() -> None:
+    real, fake = torch.randn(2, 7)
+    game = Relativistic()
+    for of in (game.discriminator, game.accuracy, lambda *logits: game.generator(said, *logits)):
+        torch.testing.assert_close(of(real + 3, fake + 3), of(real, fake))
+
+
+def test_accuracy_counts_right_verdicts() -> None:
+    real, fake = torch.tensor([-1.0, 2.0, 3.0, 4.0]), torch.tensor([-2.0, 1.0, 3.0, 5.0])
+    assert Hinge().accuracy(real, fake) == NonSaturating().accuracy(real, fake) == (3 + 1) / 8
+    assert Relativistic().accuracy(real, fake) == (1 + 1 + 0.5 + 0) / 4
+    for game in (Hinge(), NonSaturating(), Relativistic()):
+        assert game.accuracy(torch.ones(5), -torch.ones(5)) == 1
+        assert game.accuracy(-torch.ones(5), torch.ones(5)) == 0
+
+
+@pytest.mark.parametrize("game", [Hinge(), NonSaturating(), Relativistic()])
+def test_players_pull_in_opposite_directions(game: Game) -> None:
     real, fake = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
     of_real, of_fake = torch.autograd.grad(game.discriminator(real, fake), (real, fake))
-    (wanted,) = torch.autograd.grad(game.generator(fake), fake)
+    (wanted,) = torch.autograd.grad(game.generator(said, real, fake), fake)
     assert (of_real < 0).all()
     assert (of_fake > 0).all()
     assert (wanted < 0).all()
 
 
 def test_a_losing_generator_still_learns() -> None:
-    fake = torch.full((2,), -30.0, requires_grad=True)
-    for game in (Hinge(), NonSaturating()):
-        (gradient,) = torch.autograd.grad(game.generator(fake), fake)
+    real, fake = torch.full((2,), 30.0), torch.full((2,), -30.0, requires_grad=True)
+    for game in (Hinge(), NonSaturating(), Relativistic()):
+        (gradient,) = torch.autograd.grad(game.generator(said, real, fake), fake)
         torch.testing.assert_close(gradient, torch.full((2,), -0.5))
 
 

@@ -38,12 +38,29 @@ def test_impossible_sizes_are_refused(options: dict[str, int]) -> None:
 
 def test_a_verdict_sees_70_pixels() -> None:
     """Three layers: the receptive field of the paper. Without normalization, whose statistics see everything."""
-    network = PatchDiscriminator(1, width=4, spectral=True).eval()
+    network = PatchDiscriminator(1, width=4, norm="spectral").eval()
     x = torch.randn(1, 1, 128, 128, requires_grad=True)
     logits = network(x)
     logits[0, 0, 7, 7].backward()
     rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
     assert rows.max() - rows.min() + 1 == 70
+
+
+def test_without_normalization_a_verdict_is_about_its_patch_and_starts_at_a_useful_size() -> None:
+    torch.manual_seed(0)
+    network = PatchDiscriminator(3, width=32, layers=1, norm="none")
+    assert not any(isinstance(layer, nn.GroupNorm) for layer in network.net)
+    x = torch.randn(4, 3, 64, 64)
+    elsewhere = x.clone()
+    elsewhere[..., 32:] = 0
+    logits = network(x)
+    torch.testing.assert_close(network(elsewhere)[..., :10], logits[..., :10], rtol=1e-4, atol=1e-6)
+    assert 0.2 < logits.std() < 5  # neither vanished nor exploded
+
+
+def test_another_norm_is_refused() -> None:
+    with pytest.raises(UserError, match="norm=batch: set it to group, spectral or none"):
+        PatchDiscriminator(1, norm="batch")  # type: ignore[arg-type]
 
 
 def test_a_verdict_does_not_depend_on_the_batch() -> None:
@@ -54,7 +71,7 @@ def test_a_verdict_does_not_depend_on_the_batch() -> None:
 
 def test_spectral_normalization_bounds_every_layer() -> None:
     torch.manual_seed(0)
-    network = PatchDiscriminator(1, width=8, spectral=True)
+    network = PatchDiscriminator(1, width=8, norm="spectral")
     with torch.no_grad():
         for convolution in (layer for layer in network.net if isinstance(layer, nn.Conv2d)):
             convolution.parametrizations.weight.original.mul_(50)

