@@ -54,7 +54,7 @@ def read_model(source: str, subfolder: str | None) -> Any:
     where: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
     if not local:
         print(f"reading {place} from the hub")
-        where["local_files_only"] = not _is_in_hub(source, subfolder)
+        where["local_files_only"] = not _hub_answers(source, subfolder)
     try:
         with _quiet():
             config = diffusers.AutoencoderKL.load_config(source, **where)
@@ -64,8 +64,8 @@ def read_model(source: str, subfolder: str | None) -> Any:
                 f"{place} holds no readable config.json of an autoencoder: add subfolder=vae if it is a whole pipeline"
             ) from error
         raise UserError(
-            f"{place} is no folder, and the hub gives none of this name: check spelling and network, add subfolder=vae "
-            f"if it is a whole pipeline ({first_line(error)})"
+            f"{place} is no folder, and the hub gives none of this name: check spelling, network and access, add "
+            f"subfolder=vae if it is a whole pipeline ({first_line(error)})"
         ) from error
     name = config.get("_class_name")
     if name not in MODELS:
@@ -82,15 +82,17 @@ def read_model(source: str, subfolder: str | None) -> Any:
     return model.float().eval()
 
 
-def _is_in_hub(source: str, subfolder: str | None) -> bool:
-    """Whether the hub answers, asked once: left to itself, its client tries an unreachable one for half a minute."""
+def _hub_answers(source: str, subfolder: str | None) -> bool:
+    """Whether the hub says anything, asked once: left to itself, its client tries an unreachable one half a minute."""
     import huggingface_hub
 
     try:
         huggingface_hub.get_hf_file_metadata(
             huggingface_hub.hf_hub_url(source, "config.json", subfolder=subfolder), timeout=5
         )
-    except Exception:  # whatever a dead network or a missing file raises; what was downloaded before may still lie here
+    except huggingface_hub.errors.HfHubHTTPError:  # a refusal is an answer, whose reason the loader tells
+        return True
+    except Exception:  # whatever a dead network raises, or a name that is none; there may still be an earlier download
         return False
     return True
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -359,6 +361,30 @@ def test_an_unreachable_hub_is_asked_once_and_its_cache_read(
     done = ldm(*command)
     assert done.code == 0, done.err
     assert not waited
+
+
+def test_a_hub_that_refuses_is_quoted(
+    pictures: Path, tmp_path: Path, ldm: Ldm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusal(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(403)
+            self.send_header("X-Error-Code", "GatedRepo")
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        done = ldm("import", "source=nobody/model", f"runs={tmp_path}/runs", "name=run", *data(pictures))
+        server.shutdown()
+    refused(done, "nobody/model", "access", "not a valid model identifier")
 
 
 def test_without_the_package_the_extra_is_named(
