@@ -88,7 +88,7 @@ def test_accumulated_batches_are_one_batch(stage: str, pictures: Path, first_sta
             *TINY_ADVERSARIAL,
             "first_stage.adversary.balance=null",
             "first_stage.adversary.lecam=0",
-            "first_stage.adversary.discriminator.spectral=false",
+            "first_stage.adversary.discriminator.norm=group",
         ],
         "latent_diffusion": [f"first_stage.run={first_stage_run}", *TINY_LATENT_DIFFUSION],
         "objective": [
