@@ -129,7 +129,7 @@ def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], 
         with torch.no_grad():
             posterior = autoencoder.encode(shown)
             z = posterior.mode()
-            seen = autoencoder.decode(z).clamp(-1, 1)
+            seen = autoencoder.decode(z)
         metrics.update(seen.cpu(), batch.x)
         nats += posterior.kl().sum().item() * z[0].numel()
         if (numbers := posterior.numbers()) is not None:

@@ -7,7 +7,7 @@ from ldm_lightning.diagnosis.verdict import Verdict, fine, unknown, wrong
 
 __all__ = ["adversary_silent", "discriminator_losing", "discriminator_winning", "weight_at_cap", "worse_after_join"]
 
-WINS = 0.95  # accuracy: the hinge loss has next to no gradient left
+WINS = 0.95  # accuracy: the verdict has next to no gradient left
 LOSES = 0.53  # accuracy; 0.5 is guessing
 POINTS = 6  # logged since the autoencoder listens, to judge the game
 AT_CAP = 0.99  # of the cap
@@ -47,6 +47,8 @@ def discriminator_winning(run: Run) -> Verdict | None:
     accuracy, seen = _accuracy(points)
     if accuracy < WINS:
         return fine("the game", seen)
+    if float(run.setting(f"{_NODE}.matching", 0)) > 0:
+        return fine("the game", f"{seen}, but its features are matched, which still teach")
     term = [point for point in run.curve("train/adversarial")[0] if point[0] >= points[0][0]]
     if term:
         seen += "; train/adversarial went from {:.3g} to {:.3g}".format(*ends(term))
@@ -57,6 +59,7 @@ def discriminator_winning(run: Run) -> Verdict | None:
         seen,
         "one that is never wrong gives the autoencoder no direction, and pushes it to artefacts",
         f"{_NODE}.optimizer.lr={lr / 4:.1e}: now {lr:.1e}",
+        f"{_NODE}.matching=10: its features still say where and how a reconstruction differs",
         f"{_NODE}.start={2 * start} {_NODE}.join={2 * join}: later, against better reconstructions",
         f"{_NODE}.r1={max(1.0, 10 * float(run.setting(f'{_NODE}.r1', 0)))}, or {_NODE}.lecam=0.1 for little data",
         f"{_NODE}.weight={float(run.setting(f'{_NODE}.weight', 0.5)) / 2:g}",

@@ -1,4 +1,4 @@
-r"""Adversarial losses: three games, regularizers of the discriminator, and the weight of the generator's term.
+r"""Adversarial losses: three games, matched features, regularizers of the discriminator, the generator's weight.
 
 ``real`` and ``fake`` are the discriminator's logits, of any shape, for pictures and for their reconstructions, in the
 same order; positive says real. All losses are means over them.
@@ -11,7 +11,7 @@ The adaptive weight (Esser et al. 2021, "VQGAN", eq. 7) makes the adversarial te
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,16 +22,23 @@ from torch.nn import functional as F
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.ranks import mean_over_ranks
 
-__all__ = ["AdaptiveWeight", "Game", "Hinge", "NonSaturating", "Relativistic", "gradient_penalty", "lecam"]
-
-Judge = Callable[[Tensor], Tensor]  # pictures (B, C, H, W) -> logits
+__all__ = [
+    "AdaptiveWeight",
+    "Game",
+    "Hinge",
+    "NonSaturating",
+    "Relativistic",
+    "feature_matching",
+    "gradient_penalty",
+    "lecam",
+]
 
 
 class Game(Protocol):
     """What the two players minimize."""
 
-    def generator(self, judge: Judge, x: Tensor, reconstruction: Tensor) -> Tensor:
-        """The generator's loss, a scalar; ``judge`` is asked about no more pictures than the game needs."""
+    def generator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The generator's loss, a scalar; ``real`` has no gradient."""
         ...
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -47,9 +54,9 @@ class Game(Protocol):
 class Hinge:
     """The hinge game (Lim & Ye 2017); halved, as in Esser et al. 2021."""
 
-    def generator(self, judge: Judge, x: Tensor, reconstruction: Tensor) -> Tensor:
+    def generator(self, real: Tensor, fake: Tensor) -> Tensor:
         """-E[D(fake)]."""
-        return -judge(reconstruction).mean()
+        return -fake.mean()
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """(E[max(0, 1 - D(real))] + E[max(0, 1 + D(fake))]) / 2."""
@@ -64,9 +71,9 @@ class Hinge:
 class NonSaturating:
     """The game of Goodfellow et al. 2014 in its form whose generator still learns when it loses."""
 
-    def generator(self, judge: Judge, x: Tensor, reconstruction: Tensor) -> Tensor:
+    def generator(self, real: Tensor, fake: Tensor) -> Tensor:
         """-E[log sigmoid(D(fake))]."""
-        return F.softplus(-judge(reconstruction)).mean()
+        return F.softplus(-fake).mean()
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """-(E[log sigmoid(D(real))] + E[log sigmoid(-D(fake))]) / 2."""
@@ -85,9 +92,9 @@ class Relativistic:
     them counts, not how hard a picture is. It converges with both penalties, ``r1`` and ``r2``.
     """
 
-    def generator(self, judge: Judge, x: Tensor, reconstruction: Tensor) -> Tensor:
+    def generator(self, real: Tensor, fake: Tensor) -> Tensor:
         """-E[log sigmoid(D(fake) - D(real))]."""
-        return F.softplus(judge(x) - judge(reconstruction)).mean()
+        return F.softplus(real - fake).mean()
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """-E[log sigmoid(D(real) - D(fake))]."""
@@ -103,7 +110,22 @@ def _signs(real: Tensor, fake: Tensor) -> Tensor:
     return torch.cat([real > 0, fake < 0]).float().mean()
 
 
-def gradient_penalty(discriminator: Judge, x: Tensor) -> Tensor:
+def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """How far a discriminator's hidden features of reconstructions lie from those of their originals, a scalar.
+
+    The similarity that is learned beside the verdict (Larsen et al. 2016, sec. 3.2): it says where and how a
+    reconstruction differs in what the discriminator looks at, where the verdict says only whether. Every layer counts
+    the same: its mean absolute difference, as a share of the mean size of its features of the originals.
+
+    Args:
+        real: features (B, C_l, h_l, w_l) of pictures, a tensor a layer, without gradient.
+        fake: likewise of their reconstructions.
+    """
+    shares = [(b - a).abs().mean() / a.abs().mean().clamp(min=1e-6) for a, b in zip(real, fake, strict=True)]
+    return torch.stack(shares).mean()
+
+
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Half the mean squared norm of the gradient of a picture's mean logit, a scalar (Mescheder et al. 2018).
 
     R1 when the pictures are real, R2 when they are reconstructions.

@@ -1,11 +1,19 @@
-"""The autoencoder: encoder, bottleneck and decoder of the first stage."""
+"""The autoencoder: encoder, bottleneck and decoder of the first stage.
+
+A picture ends at -1 and 1, and much of it lies there: paper, outlines, the sky. The decoder's output is clamped by
+:meth:`Autoencoder.decode`, so that losses, discriminators and measures all judge the picture that would be saved, and
+a decoder that overshoots a white wall is as right as one that meets it. Where the clamp holds, only those gradients
+pass that lead back inside, so that no pixel is lost out there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from ldm_lightning.latent.bottleneck import Bottleneck
 from ldm_lightning.latent.posterior import Posterior
@@ -55,6 +63,21 @@ class Autoencoder(nn.Module):
         return posterior
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pictures (B, C, H, W), about [-1, 1] but not clamped, of raw latents."""
-        x: Tensor = self.decoder(z)
-        return x.float()
+        """Pictures (B, C, H, W), clamped to [-1, 1], of raw latents."""
+        x: Tensor = _Bounded.apply(self.decoder(z).float())
+        return x
+
+
+class _Bounded(Function):
+    """Clamps to [-1, 1]; gradients by which a descent would lead further outside are zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        outward = ((x > 1) & (gradient < 0)) | ((x < -1) & (gradient > 0))
+        return gradient.masked_fill(outward, 0)

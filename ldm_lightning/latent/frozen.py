@@ -65,9 +65,9 @@ class FrozenFirstStage:
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Pictures (B, C, H, W), clamped to [-1, 1], of standardized latents."""
+        """Pictures (B, C, H, W) in [-1, 1] of standardized latents."""
         with torch.autocast(z.device.type, enabled=False):
-            return self.autoencoder.decode(self.scale.unstandardize(z)).clamp(-1, 1)
+            return self.autoencoder.decode(self.scale.unstandardize(z))
 
     @torch.no_grad()
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:

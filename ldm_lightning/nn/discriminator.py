@@ -22,7 +22,7 @@ __all__ = ["PatchDiscriminator"]
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (B, in_channels, H, W) -> logits (B, 1, h, w), positive where a patch looks real.
+    """Pictures (B, in_channels, H, W) -> logits (B, 1, h, w), positive where a patch looks real, and hidden features.
 
     Args:
         in_channels: channels of the pictures, any number.
@@ -64,8 +64,8 @@ class PatchDiscriminator(nn.Module):
                     spectral_norm(module)
         self.layers = layers
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Judge the pictures ``x``.
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The verdicts on the pictures ``x``, and the features (B, C_l, h_l, w_l) of every hidden layer.
 
         Raises:
             UserError: they are too small for so many layers.
@@ -77,8 +77,12 @@ class PatchDiscriminator(nn.Module):
                 f"pictures of {x.shape[2]}x{x.shape[3]} are too small for a discriminator with layers={self.layers} "
                 f"(at least {_smallest(self.layers)}): {mend}"
             )
-        logits: Tensor = self.net(x)
-        return logits
+        features = []
+        for module in self.net:
+            x = module(x)
+            if isinstance(module, nn.LeakyReLU):
+                features.append(x)
+        return x, features
 
 
 def _smallest(layers: int) -> int:

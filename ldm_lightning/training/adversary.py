@@ -1,7 +1,7 @@
 """The adversary of a first stage: a discriminator in training, and what it adds to the autoencoder's loss.
 
 Both players learn from the same reconstruction of the same batch in one backward pass of one loss: the generator's
-term is differentiated through the discriminator with its weights held constant, the discriminator's term sees the
+terms are differentiated through the discriminator with its weights held constant, the discriminator's terms see the
 reconstruction without its graph. So each gets exactly its own gradient, one optimizer holds both, in two parameter
 groups, and a step is a step: whatever counts steps, accumulates, synchronizes or saves needs to know nothing of it.
 
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ldm_lightning.errors import UserError
-from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, gradient_penalty, lecam
+from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, feature_matching, gradient_penalty, lecam
 from ldm_lightning.latent.ranks import mean_over_ranks
-from ldm_lightning.latent.reconstruction import Term
+from ldm_lightning.latent.reconstruction import Term, total
 
 __all__ = ["Adversary"]
 
@@ -34,7 +34,7 @@ class Adversary(nn.Module):
     """A discriminator and the rules of its game. All steps are optimizer steps.
 
     Args:
-        discriminator: pictures (B, C, H, W) -> logits, each picture judged by itself.
+        discriminator: pictures (B, C, H, W) -> logits and a list of features; each picture is judged by itself.
         game: the losses of both players.
         weight: of the adversarial term, after the ramp; on top of ``balance``.
         balance: makes the weight follow the gradients; None leaves it constant.
@@ -44,6 +44,7 @@ class Adversary(nn.Module):
         r1: weight of the gradient penalty on pictures; 0 for none. It about doubles the discriminator's cost.
         r2: weight of the gradient penalty on reconstructions, at the same cost; 0 for none.
         lecam: weight of LeCam regularization; 0 for none.
+        matching: weight of the matched features beside the verdict, as a share of the adversarial weight; 0 for none.
         optimizer: options of the discriminator's parameter group that differ from the autoencoder's, such as ``lr``.
     """
 
@@ -63,6 +64,7 @@ class Adversary(nn.Module):
         r1: float = 0.0,
         r2: float = 0.0,
         lecam: float = 0.0,
+        matching: float = 0.0,
         optimizer: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -71,16 +73,16 @@ class Adversary(nn.Module):
                 f"first_stage.adversary: start={start} must not be negative and lie before join={join}; an autoencoder "
                 "that listens to an untrained discriminator is ruined"
             )
-        if ramp < 1 or weight <= 0 or min(r1, r2, lecam) < 0:
+        if ramp < 1 or weight <= 0 or min(r1, r2, lecam, matching) < 0:
             raise UserError(
-                f"first_stage.adversary: ramp={ramp} must be at least 1, weight={weight} above 0, r1={r1}, r2={r2} and "
-                f"lecam={lecam} not below 0"
+                f"first_stage.adversary: ramp={ramp} must be at least 1, weight={weight} above 0, r1={r1}, r2={r2}, "
+                f"lecam={lecam} and matching={matching} not below 0"
             )
         self.discriminator = discriminator
         self.game = game
         self.weight, self.balance = weight, balance
         self.start, self.join, self.ramp = start, join, ramp
-        self.r1, self.r2, self.lecam = r1, r2, lecam
+        self.r1, self.r2, self.lecam, self.matching = r1, r2, lecam, matching
         self.optimizer = dict(optimizer or {})
         self.register_buffer("anchors", torch.zeros(2))  # moving averages of the mean logits, real and fake
         self.register_buffer("age", torch.zeros(()))
@@ -95,10 +97,12 @@ class Adversary(nn.Module):
                 self.join,
             )
 
-    def generator_terms(
+    def terms(
         self, step: int, x: Tensor, reconstruction: Tensor, fidelity: Tensor, last_layer: Tensor
-    ) -> dict[str, Term]:
-        """Term "adversarial" of the autoencoder's loss; none before ``join``.
+    ) -> tuple[dict[str, Term], dict[str, Term], dict[str, Tensor]]:
+        """The autoencoder's terms, the discriminator's terms, and what the latter said: mean logits and accuracy.
+
+        The autoencoder has none before ``join``; the discriminator says nothing before ``start``.
 
         Args:
             step: optimizer steps done.
@@ -107,46 +111,43 @@ class Adversary(nn.Module):
             fidelity: loss of the reconstruction, a scalar.
             last_layer: weight of the decoder's last layer.
         """
-        if step < self.join:
-            return {}
-        constant = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-
-        def judge(pictures: Tensor) -> Tensor:
-            logits: Tensor = functional_call(self.discriminator, constant, (pictures,))
-            return logits.float()
-
-        value = self.game.generator(judge, x, reconstruction)
-        weight: float | Tensor = self.weight * min(1.0, (step - self.join + 1) / self.ramp)
-        if self.balance is not None and torch.is_grad_enabled():
-            weight = weight * self.balance(fidelity, value, last_layer)
-        return {"adversarial": Term(value, weight)}
-
-    def discriminator_terms(
-        self, step: int, x: Tensor, reconstruction: Tensor
-    ) -> tuple[dict[str, Term], dict[str, Tensor]]:
-        """Terms of the discriminator's loss, and what it said: mean logits and accuracy. Nothing before ``start``.
-
-        Args:
-            step: optimizer steps done.
-            x: pictures (B, C, H, W).
-            reconstruction: likewise; its graph is not entered.
-        """
         if step < self.start:
             # Gradients of zero, without any computation: DDP waits for one of every parameter.
             idle = torch.stack([parameter.flatten()[0] * 0 for parameter in self.discriminator.parameters()]).sum()
-            return {"loss": Term(idle, 0.0)}, {}
-        logits = self.discriminator(torch.cat([x, reconstruction.detach().to(x.dtype)])).float()
-        real, fake = logits.chunk(2)
-        terms = {"loss": Term(self.game.discriminator(real, fake), 1.0)}
+            return {}, {"loss": Term(idle, 0.0)}, {}
+        fake_pictures = reconstruction.detach().to(x.dtype)
+        logits, features = self.discriminator(torch.cat([x, fake_pictures]))
+        real, fake = logits.float().chunk(2)
+        own = {"loss": Term(self.game.discriminator(real, fake), 1.0)}
         if self.r1:
-            terms["r1"] = Term(gradient_penalty(self.discriminator, x), self.r1)
+            own["r1"] = Term(gradient_penalty(self._logits, x), self.r1)
         if self.r2:
-            terms["r2"] = Term(gradient_penalty(self.discriminator, reconstruction), self.r2)
+            own["r2"] = Term(gradient_penalty(self._logits, fake_pictures), self.r2)
         if self.lecam:
             self._move_anchors(real, fake)
-            terms["lecam"] = Term(lecam(real, fake, self.anchors.clone()), self.lecam)
+            own["lecam"] = Term(lecam(real, fake, self.anchors.clone()), self.lecam)
         real, fake = real.detach(), fake.detach()
-        return terms, {"real": real.mean(), "fake": fake.mean(), "accuracy": self.game.accuracy(real, fake)}
+        said = {"real": real.mean(), "fake": fake.mean(), "accuracy": self.game.accuracy(real, fake)}
+        if step < self.join:
+            return {}, own, said
+        heard = self._pulls(real, [feature[: len(x)].detach() for feature in features], reconstruction)
+        weight: float | Tensor = self.weight * min(1.0, (step - self.join + 1) / self.ramp)
+        if self.balance is not None and torch.is_grad_enabled():
+            weight = weight * self.balance(fidelity, total(heard), last_layer)
+        return {name: Term(term.value, term.weight * weight) for name, term in heard.items()}, own, said
+
+    def _pulls(self, real: Tensor, originals: list[Tensor], reconstruction: Tensor) -> dict[str, Term]:
+        """What pulls at the autoencoder, weighed against each other, given logits and features of the pictures."""
+        constant = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        logits, features = functional_call(self.discriminator, constant, (reconstruction,))
+        terms = {"adversarial": Term(self.game.generator(real, logits.float()), 1.0)}
+        if self.matching:
+            terms["matching"] = Term(feature_matching(originals, features), self.matching)
+        return terms
+
+    def _logits(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.discriminator(pictures)[0]
+        return logits
 
     def rest(self, step: int) -> None:
         """Drop the discriminator's gradients while it is not learning, so that its optimizer state stays untouched."""

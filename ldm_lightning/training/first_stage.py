@@ -93,9 +93,9 @@ class FirstStage(pl.LightningModule):
         if self.adversary is None:
             loss = objective = total(terms)
         else:
-            terms |= self.adversary.generator_terms(step, batch.x, reconstruction, fidelity, autoencoder.last_layer)
+            heard, own, said = self.adversary.terms(step, batch.x, reconstruction, fidelity, autoencoder.last_layer)
+            terms |= heard
             loss = total(terms)
-            own, said = self.adversary.discriminator_terms(step, batch.x, reconstruction)
             objective = loss + total(own)
             if log_due(self):
                 self._log_terms("train/discriminator", own, len(batch))
@@ -139,7 +139,7 @@ class FirstStage(pl.LightningModule):
         posterior = self.autoencoder.encode(batch.x)
         reconstruction = self.autoencoder.decode(posterior.mode())
         terms = self.loss(batch.x, reconstruction, posterior)
-        self.val_metrics.update(reconstruction.clamp(-1, 1), batch.x)
+        self.val_metrics.update(reconstruction, batch.x)
         self.val_latents.update(posterior, batch.x)
         if (numbers := posterior.numbers()) is not None:
             self.val_usage.update(numbers)
@@ -159,8 +159,8 @@ class FirstStage(pl.LightningModule):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] through the posterior's mode and back, clamped to [-1, 1]."""
-        return self.autoencoder.decode(self.autoencoder.encode(x).mode()).clamp(-1, 1)
+        """Pictures (B, C, H, W) in [-1, 1] through the posterior's mode and back."""
+        return self.autoencoder.decode(self.autoencoder.encode(x).mode())
 
     @torch.no_grad()
     def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:

@@ -264,6 +264,15 @@ def test_the_game_is_judged_by_accuracy_since_it_is_heard(accuracy: float, expec
         assert verdict is not None
         assert "train/adversarial went from" in verdict.seen
         assert verdict.change[0].startswith("first_stage.adversary.optimizer.lr=2.5e-04")
+        assert verdict.change[1].startswith("first_stage.adversary.matching=10")
+
+
+def test_a_winner_whose_features_are_matched_still_teaches() -> None:
+    said = {"train/discriminator/accuracy": curve(*[0.99] * 100)}
+    verdict = game.discriminator_winning(Run(config(adversary={**GAME, "matching": 10.0}), said))
+    assert verdict is not None
+    assert verdict.state == "fine"
+    assert "its features are matched" in verdict.seen
 
 
 def test_a_game_that_has_just_begun_is_not_judged() -> None:

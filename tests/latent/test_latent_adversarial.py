@@ -15,40 +15,36 @@ from ldm_lightning.latent.adversarial import (
     Hinge,
     NonSaturating,
     Relativistic,
+    feature_matching,
     gradient_penalty,
     lecam,
 )
 
 
-def said(logits: Tensor) -> Tensor:
-    """A judge of pictures that are their own logits."""
-    return logits
-
-
 def test_hinge_by_hand() -> None:
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 1.0])
     assert Hinge().discriminator(real, fake).item() == pytest.approx(((0 + 0.5) / 2 + (0 + 2) / 2) / 2)
-    assert Hinge().generator(said, real, fake).item() == pytest.approx(1.0)
+    assert Hinge().generator(real, fake).item() == pytest.approx(1.0)
 
 
 def test_non_saturating_by_hand() -> None:
     real, fake = torch.tensor([math.log(3)]), torch.tensor([-math.log(4)])  # sigmoids 3/4 and 1/5
     game = NonSaturating()
     assert game.discriminator(real, fake).item() == pytest.approx(-(math.log(3 / 4) + math.log(4 / 5)) / 2)
-    assert game.generator(said, real, fake).item() == pytest.approx(-math.log(1 / 5))
+    assert game.generator(real, fake).item() == pytest.approx(-math.log(1 / 5))
 
 
 def test_relativistic_by_hand() -> None:
     real, fake = torch.tensor([math.log(6), 0.0]), torch.tensor([math.log(2), 0.0])  # sigmoids of differences 3/4, 1/2
     game = Relativistic()
     assert game.discriminator(real, fake).item() == pytest.approx(-(math.log(3 / 4) + math.log(1 / 2)) / 2)
-    assert game.generator(said, real, fake).item() == pytest.approx(-(math.log(1 / 4) + math.log(1 / 2)) / 2)
+    assert game.generator(real, fake).item() == pytest.approx(-(math.log(1 / 4) + math.log(1 / 2)) / 2)
 
 
 def test_a_shift_of_all_logits_is_nothing_to_the_relativistic_game() -> None:
     real, fake = torch.randn(2, 7)
     game = Relativistic()
-    for of in (game.discriminator, game.accuracy, lambda *logits: game.generator(said, *logits)):
+    for of in (game.discriminator, game.accuracy, game.generator):
         torch.testing.assert_close(of(real + 3, fake + 3), of(real, fake))
 
 
@@ -65,7 +61,7 @@ def test_accuracy_counts_right_verdicts() -> None:
 def test_players_pull_in_opposite_directions(game: Game) -> None:
     real, fake = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
     of_real, of_fake = torch.autograd.grad(game.discriminator(real, fake), (real, fake))
-    (wanted,) = torch.autograd.grad(game.generator(said, real, fake), fake)
+    (wanted,) = torch.autograd.grad(game.generator(real, fake), fake)
     assert (of_real < 0).all()
     assert (of_fake > 0).all()
     assert (wanted < 0).all()
@@ -74,8 +70,20 @@ def test_players_pull_in_opposite_directions(game: Game) -> None:
 def test_a_losing_generator_still_learns() -> None:
     real, fake = torch.full((2,), 30.0), torch.full((2,), -30.0, requires_grad=True)
     for game in (Hinge(), NonSaturating(), Relativistic()):
-        (gradient,) = torch.autograd.grad(game.generator(said, real, fake), fake)
+        (gradient,) = torch.autograd.grad(game.generator(real, fake), fake)
         torch.testing.assert_close(gradient, torch.full((2,), -0.5))
+
+
+def test_matched_features_by_hand() -> None:
+    """Layers count the same whatever their size and scale, and only the reconstruction's have a gradient."""
+    real = [torch.tensor([[2.0, -2.0]]), torch.tensor([[100.0], [300.0]])]
+    fake = [torch.tensor([[3.0, -2.0]], requires_grad=True), torch.tensor([[100.0], [200.0]], requires_grad=True)]
+    value = feature_matching(real, fake)
+    assert value.item() == pytest.approx((0.5 / 2 + 50 / 200) / 2)
+    assert feature_matching(real, real) == 0
+    value.backward()
+    torch.testing.assert_close(fake[0].grad, torch.tensor([[0.125, 0.0]]))
+    assert feature_matching([torch.zeros(2)], [torch.zeros(2)]) == 0  # a dead layer says nothing
 
 
 def test_r1_of_a_linear_discriminator_is_half_its_squared_weight() -> None:

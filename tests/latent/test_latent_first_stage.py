@@ -100,10 +100,19 @@ def test_decode_of_the_mode_is_the_picture(autoencoder):
     torch.testing.assert_close(autoencoder.decode(autoencoder.encode(pictures()).mode()), pictures())
 
 
-def test_decode_is_float32_and_not_clamped(autoencoder):
+def test_decode_is_float32_and_a_picture(autoencoder):
     x = autoencoder.eval().decode(torch.full((1, 3, 1, 1), 41.0, dtype=torch.float64))
     assert x.dtype == torch.float32
-    assert x.max() == 10
+    assert x.max() == 1
+
+
+def test_where_decode_clamps_gradients_lead_back_inside_only(autoencoder):
+    """An overshooting pixel that should be brighter is right already; one that should be darker comes back."""
+    z = torch.tensor([-50.0, 0.0, 50.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3).clone().requires_grad_()
+    for sign, moves in ((1, [False, True, True]), (-1, [True, True, False])):
+        (gradient,) = torch.autograd.grad((sign * autoencoder.eval().decode(z)).sum(), z)
+        assert (gradient != 0).any(1).flatten().tolist() == moves
+        assert (gradient * sign >= 0).all()
 
 
 def test_gradients_reach_both_networks(autoencoder):

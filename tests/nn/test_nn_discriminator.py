@@ -13,14 +13,15 @@ from ldm_lightning.nn.discriminator import PatchDiscriminator
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize(("size", "verdicts"), [((28, 28), (1, 1)), ((32, 32), (2, 2)), ((64, 40), (6, 3))])
 def test_any_channels_and_small_pictures(channels: int, size: tuple[int, int], verdicts: tuple[int, int]) -> None:
-    logits = PatchDiscriminator(channels, width=8)(torch.randn(2, channels, *size))
+    logits, features = PatchDiscriminator(channels, width=8)(torch.randn(2, channels, *size))
     assert logits.shape == (2, 1, *verdicts)
+    assert [feature.shape[:2] for feature in features] == [(2, 8), (2, 16), (2, 32), (2, 64)]
 
 
 @pytest.mark.parametrize(("layers", "smallest"), [(1, 6), (2, 12), (3, 24), (4, 48)])
 def test_the_smallest_picture_gives_one_verdict(layers: int, smallest: int) -> None:
     network = PatchDiscriminator(1, width=4, layers=layers)
-    assert network(torch.zeros(1, 1, smallest, smallest)).shape[2:] == (1, 1)
+    assert network(torch.zeros(1, 1, smallest, smallest))[0].shape[2:] == (1, 1)
     with pytest.raises(UserError, match=rf"too small for a discriminator with layers={layers}"):
         network(torch.zeros(1, 1, smallest - 1, smallest))
 
@@ -40,7 +41,7 @@ def test_a_verdict_sees_70_pixels() -> None:
     """Three layers: the receptive field of the paper. Without normalization, whose statistics see everything."""
     network = PatchDiscriminator(1, width=4, norm="spectral").eval()
     x = torch.randn(1, 1, 128, 128, requires_grad=True)
-    logits = network(x)
+    logits, _ = network(x)
     logits[0, 0, 7, 7].backward()
     rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
     assert rows.max() - rows.min() + 1 == 70
@@ -53,8 +54,8 @@ def test_without_normalization_a_verdict_is_about_its_patch_and_starts_at_a_usef
     x = torch.randn(4, 3, 64, 64)
     elsewhere = x.clone()
     elsewhere[..., 32:] = 0
-    logits = network(x)
-    torch.testing.assert_close(network(elsewhere)[..., :10], logits[..., :10], rtol=1e-4, atol=1e-6)
+    logits, _ = network(x)
+    torch.testing.assert_close(network(elsewhere)[0][..., :10], logits[..., :10], rtol=1e-4, atol=1e-6)
     assert 0.2 < logits.std() < 5  # neither vanished nor exploded
 
 
@@ -66,7 +67,7 @@ def test_another_norm_is_refused() -> None:
 def test_a_verdict_does_not_depend_on_the_batch() -> None:
     network = PatchDiscriminator(3, width=8)
     x = torch.randn(4, 3, 32, 32)
-    torch.testing.assert_close(network(x)[:1], network(x[:1]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(network(x)[0][:1], network(x[:1])[0], rtol=1e-4, atol=1e-6)
 
 
 def test_spectral_normalization_bounds_every_layer() -> None:
@@ -88,9 +89,9 @@ def test_it_learns_to_tell_noise_from_flat() -> None:
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in range(40):
         real, fake = torch.randn(8, 1, 32, 32), torch.randn(8, 1, 1, 1).expand(-1, -1, 32, 32)
-        loss = nn.functional.softplus(-network(real)).mean() + nn.functional.softplus(network(fake)).mean()
+        loss = nn.functional.softplus(-network(real)[0]).mean() + nn.functional.softplus(network(fake)[0]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert (network(torch.randn(8, 1, 32, 32)) > 0).all()
-    assert (network(torch.zeros(8, 1, 32, 32)) < 0).all()
+    assert (network(torch.randn(8, 1, 32, 32))[0] > 0).all()
+    assert (network(torch.zeros(8, 1, 32, 32))[0] < 0).all()

