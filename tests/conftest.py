@@ -49,6 +49,7 @@ TINY_ADVERSARIAL = [
     "first_stage.adversary.ramp=2",
     "first_stage.adversary.r1=0.1",
     "first_stage.adversary.lecam=0.1",
+    "first_stage.adversary.matching=2",
     # The hinge's pulls at the last bias cancel at first: Adam would blow up what rounding leaves of them.
     "+first_stage.adversary.optimizer.eps=0.001",
 ]

@@ -8,6 +8,7 @@ from ldm_lightning.diagnosis.verdict import Verdict, fine, unknown, wrong
 __all__ = ["adversary_silent", "discriminator_losing", "discriminator_winning", "weight_at_cap", "worse_after_join"]
 
 WINS = 0.95  # accuracy: the verdict has next to no gradient left
+TEACHES = 1.0  # weight of the matched features beside the verdict, from which on they are the larger part of it
 LOSES = 0.53  # accuracy; 0.5 is guessing
 POINTS = 6  # logged since the autoencoder listens, to judge the game
 AT_CAP = 0.99  # of the cap
@@ -47,7 +48,7 @@ def discriminator_winning(run: Run) -> Verdict | None:
     accuracy, seen = _accuracy(points)
     if accuracy < WINS:
         return fine("the game", seen)
-    if float(run.setting(f"{_NODE}.matching", 0)) > 0:
+    if float(run.setting(f"{_NODE}.matching", 0)) >= TEACHES:
         return fine("the game", f"{seen}, but its features are matched, which still teach")
     term = [point for point in run.curve("train/adversarial")[0] if point[0] >= points[0][0]]
     if term:

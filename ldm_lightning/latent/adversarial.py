@@ -113,15 +113,20 @@ def _signs(real: Tensor, fake: Tensor) -> Tensor:
 def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """How far a discriminator's hidden features of reconstructions lie from those of their originals, a scalar.
 
-    The similarity that is learned beside the verdict (Larsen et al. 2016, sec. 3.2): it says where and how a
-    reconstruction differs in what the discriminator looks at, where the verdict says only whether. Every layer counts
-    the same: its mean absolute difference, as a share of the mean size of its features of the originals.
+    The similarity that is learned beside the verdict (Larsen et al. 2016, "VAE/GAN"): it says where and how a
+    reconstruction differs in what the discriminator looks at, where the verdict says only whether. Every picture and
+    every layer counts the same: its mean absolute difference, as a share of the mean size of the original's features,
+    of 0.01 at least, since a blank picture may have none.
 
     Args:
         real: features (B, C_l, h_l, w_l) of pictures, a tensor a layer, without gradient.
         fake: likewise of their reconstructions.
     """
-    shares = [(b - a).abs().mean() / a.abs().mean().clamp(min=1e-6) for a, b in zip(real, fake, strict=True)]
+    shares = []
+    for original, other in zip(real, fake, strict=True):
+        size = original.float().flatten(1).abs().mean(1)
+        difference = (other.float() - original.float()).flatten(1).abs().mean(1)
+        shares.append(difference / size.clamp(min=0.01))
     return torch.stack(shares).mean()
 
 

@@ -119,6 +119,13 @@ class Adversary(nn.Module):
         logits, features = self.discriminator(torch.cat([x, fake_pictures]))
         real, fake = logits.float().chunk(2)
         own = {"loss": Term(self.game.discriminator(real, fake), 1.0)}
+        heard: dict[str, Term] = {}
+        if step >= self.join:
+            heard = self._pulls(real.detach(), [feature[: len(x)].detach() for feature in features], reconstruction)
+            weight: float | Tensor = self.weight * min(1.0, (step - self.join + 1) / self.ramp)
+            if self.balance is not None and torch.is_grad_enabled():
+                weight = weight * self.balance(fidelity, total(heard), last_layer)
+            heard = {name: Term(term.value, term.weight * weight) for name, term in heard.items()}
         if self.r1:
             own["r1"] = Term(gradient_penalty(self._logits, x), self.r1)
         if self.r2:
@@ -127,19 +134,15 @@ class Adversary(nn.Module):
             self._move_anchors(real, fake)
             own["lecam"] = Term(lecam(real, fake, self.anchors.clone()), self.lecam)
         real, fake = real.detach(), fake.detach()
-        said = {"real": real.mean(), "fake": fake.mean(), "accuracy": self.game.accuracy(real, fake)}
-        if step < self.join:
-            return {}, own, said
-        heard = self._pulls(real, [feature[: len(x)].detach() for feature in features], reconstruction)
-        weight: float | Tensor = self.weight * min(1.0, (step - self.join + 1) / self.ramp)
-        if self.balance is not None and torch.is_grad_enabled():
-            weight = weight * self.balance(fidelity, total(heard), last_layer)
-        return {name: Term(term.value, term.weight * weight) for name, term in heard.items()}, own, said
+        return heard, own, {"real": real.mean(), "fake": fake.mean(), "accuracy": self.game.accuracy(real, fake)}
 
     def _pulls(self, real: Tensor, originals: list[Tensor], reconstruction: Tensor) -> dict[str, Term]:
         """What pulls at the autoencoder, weighed against each other, given logits and features of the pictures."""
         constant = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        training = self.discriminator.training
+        self.discriminator.eval()  # spectral normalization as it judged the originals, not a power iteration later
         logits, features = functional_call(self.discriminator, constant, (reconstruction,))
+        self.discriminator.train(training)
         terms = {"adversarial": Term(self.game.generator(real, logits.float()), 1.0)}
         if self.matching:
             terms["matching"] = Term(feature_matching(originals, features), self.matching)

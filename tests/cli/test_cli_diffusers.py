@@ -148,7 +148,7 @@ def test_it_encodes_and_decodes_as_in_diffusers(name: str) -> None:
         latents = model.encode(x).latent
         torch.testing.assert_close(posterior.mode(), latents)
         pictures = model.decode(latents).sample
-    torch.testing.assert_close(autoencoder.decode(posterior.mode()), pictures, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(autoencoder.decoder(posterior.mode()), pictures, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)

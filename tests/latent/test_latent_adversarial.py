@@ -75,15 +75,26 @@ def test_a_losing_generator_still_learns() -> None:
 
 
 def test_matched_features_by_hand() -> None:
-    """Layers count the same whatever their size and scale, and only the reconstruction's have a gradient."""
-    real = [torch.tensor([[2.0, -2.0]]), torch.tensor([[100.0], [300.0]])]
-    fake = [torch.tensor([[3.0, -2.0]], requires_grad=True), torch.tensor([[100.0], [200.0]], requires_grad=True)]
+    """Pictures and layers count the same, whatever their size and scale; only the reconstruction has a gradient."""
+    real = [torch.tensor([[2.0, -2.0], [8.0, 0.0]]), torch.tensor([[100.0], [300.0]])]
+    fake = [torch.tensor([[3.0, -2.0], [8.0, 1.0]], requires_grad=True), torch.tensor([[100.0], [150.0]])]
     value = feature_matching(real, fake)
-    assert value.item() == pytest.approx((0.5 / 2 + 50 / 200) / 2)
+    assert value.item() == pytest.approx(((0.5 / 2 + 0.5 / 4) / 2 + (0 + 150 / 300) / 2) / 2)
     assert feature_matching(real, real) == 0
     value.backward()
-    torch.testing.assert_close(fake[0].grad, torch.tensor([[0.125, 0.0]]))
-    assert feature_matching([torch.zeros(2)], [torch.zeros(2)]) == 0  # a dead layer says nothing
+    torch.testing.assert_close(fake[0].grad, torch.tensor([[0.0625, 0.0], [0.0, 0.03125]]))
+
+
+def test_matched_features_of_blank_pictures_stay_finite() -> None:
+    assert feature_matching([torch.zeros(2, 3)], [torch.full((2, 3), 0.05)]).item() == pytest.approx(5)
+
+
+def test_matched_features_are_a_mean_over_pictures_in_float32() -> None:
+    real, fake = ([torch.randn(4, 3, 5, 5).bfloat16() * torch.rand(4, 1, 1, 1)] for _ in range(2))
+    value = feature_matching(real, fake)
+    assert value.dtype == torch.float32
+    halves = [feature_matching([real[0][half]], [fake[0][half]]) for half in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(torch.stack(halves).mean(), value)
 
 
 def test_r1_of_a_linear_discriminator_is_half_its_squared_weight() -> None:
