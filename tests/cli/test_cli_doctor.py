@@ -58,14 +58,14 @@ def test_a_collapse_is_named_and_its_advice_mends_it(train: Callable[..., Path],
 
 @pytest.mark.slow
 def test_dead_codes_are_named_and_their_advice_mends_them(train: Callable[..., Path], ldm: Ldm) -> None:
-    """A book that is never revived, and forgets quickly what the first features were."""
+    """A book that is never revived and forgets quickly, with an encoder that is held to the codes it has."""
     node = "first_stage.autoencoder.bottleneck"
-    book = ["first_stage=vq_f4_tiny", f"{node}.codes=64", f"{node}.commitment_weight=4", "data.validation=0.5"]
-    _, found = verdicts(train("dead", *book, f"{node}.dead=0", f"{node}.decay=0.5"), ldm)
+    book = ["first_stage=vq_f4_tiny", f"{node}.codes=64", f"{node}.commitment_weight=16", "data.validation=0.5"]
+    _, found = verdicts(train("dead", *book, f"{node}.dead=0", f"{node}.decay=0.3"), ldm)
     assert wrong(found) == {"dead codes"}
     override = found["dead codes"]["change"][0].partition(":")[0]
     assert override == f"{node}.dead=0.03"
-    mended = train("mended", *book, f"{node}.decay=0.5", override, f"{node}.restart_every=5")
+    mended = train("mended", *book, f"{node}.decay=0.3", override, f"{node}.restart_every=5")
     assert wrong(verdicts(mended, ldm)[1]) == set()
 
 
