@@ -122,7 +122,7 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(
             f"{run} holds no finished model ({folder / MANIFEST} is missing): "
-            "repeat the command that trained it, it resumes"
+            "repeat the command that trained it, it resumes, or take what it has by ldm finish checkpoint=last"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{folder / MANIFEST} is damaged: repeat the command that trained {run}") from None

@@ -15,8 +15,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ldm_lightning.errors import UserError, nearest
 
-__all__ = ["AtomicCheckpointIO", "Checkpoints", "intact", "latest"]
+__all__ = ["BEST", "AtomicCheckpointIO", "Checkpoints", "intact", "latest"]
 
+BEST = "best.ckpt"
 LAST = "last.ckpt"
 PREVIOUS = "previous-last.ckpt"
 
@@ -103,7 +104,7 @@ class Checkpoints(Checkpoint):
         value = self.sign * float(trainer.callback_metrics[self.monitor])
         if value < self.best:
             self.best = value
-            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
+            trainer.save_checkpoint(self.folder / BEST, weights_only=False)
         self._save_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -34,18 +34,22 @@ class Export:
         self.folder, self.config, self.pictures = folder, config, pictures
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the artifact on the first rank; all ranks must call this, since they measure together."""
+        """Write what is trained so far; all ranks must call this, since they measure together."""
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, Ema)), None)  # type: ignore[attr-defined]
-        training, _ = pl_module.training, pl_module.eval()
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         with ema.averaged(pl_module) if ema else nullcontext():
-            kind, weights, details = pl_module.artifact(self.pictures)  # type: ignore[operator]
-            if trainer.is_global_zero:
-                first_stage, own = self.folder.parent / "first_stage", self.folder / "first_stage"
-                if kind == "latent_diffusion" and first_stage.is_dir() and not own.is_dir():
-                    shutil.copytree(first_stage, own)
-                metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-                facts = {"config": self.config, "step": trainer.global_step, "metrics": metrics}
-                write_artifact(self.folder, kind, weights, {**facts, **details})
+            self.save(pl_module, trainer.global_step, metrics)
+
+    def save(self, pl_module: pl.LightningModule, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the weights that ``pl_module`` carries, those after ``step`` steps; all ranks must call this."""
+        training, _ = pl_module.training, pl_module.eval()
+        kind, weights, details = pl_module.artifact(self.pictures)  # type: ignore[operator]
+        if pl_module.trainer.is_global_zero:
+            first_stage, own = self.folder.parent / "first_stage", self.folder / "first_stage"
+            if kind == "latent_diffusion" and first_stage.is_dir() and not own.is_dir():
+                shutil.copytree(first_stage, own)
+            facts = {"config": self.config, "step": step, "metrics": metrics}
+            write_artifact(self.folder, kind, weights, {**facts, **details})
         pl_module.train(training)
 
     def publish(self, trainer: pl.Trainer) -> None:

@@ -11,6 +11,7 @@ __all__ = ["VERBS", "main"]
 
 VERBS = {
     "train": "train a stage; the same command again resumes",
+    "finish": "take the model of a run's best or last checkpoint, without training on",
     "sample": "draw pictures from a trained model",
     "reconstruct": "show pictures through a first stage and back",
     "import": "take over a pretrained autoencoder of diffusers as a first stage",

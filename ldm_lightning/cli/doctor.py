@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError  # type: ignore[import-untyped]
+from omegaconf import DictConfig
 
 from ldm_lightning import __version__
 from ldm_lightning.artifact import read_manifest, replace_file
-from ldm_lightning.cli.run_folder import check_writable
+from ldm_lightning.cli.run_folder import check_writable, read_config
 from ldm_lightning.diagnosis import Run, Verdict, diagnose
 from ldm_lightning.errors import UserError
 from ldm_lightning.loggers.csv_log import read_metrics
@@ -47,22 +46,11 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: it holds no run, or a damaged one.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: give a run folder, such as runs/NAME")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} holds no run (config.yaml is missing): give a run folder, such as runs/NAME")
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (ValueError, OSError, YAMLError):
-        config = None
-    if not isinstance(config, dict) or "stage" not in config:
-        raise UserError(
-            f"{folder / 'config.yaml'} is not the configuration of a run: repeat the command that trains it"
-        )
+    config = read_config(folder)
     metrics = folder / "metrics.csv"
     manifest = read_manifest(folder) if (folder / "export" / "manifest.json").is_file() else {}
     run = Run(
-        config={str(key): value for key, value in config.items()},
+        config=config,
         curves=read_metrics(metrics) if metrics.is_file() else {},
         statistics=manifest.get("statistics"),
         running=_is_running(folder),

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm_lightning.artifact import replace_file
 from ldm_lightning.errors import UserError
@@ -25,6 +26,7 @@ __all__ = [
     "first_stage_of",
     "is_first_process",
     "lock",
+    "read_config",
     "write_log",
 ]
 
@@ -85,6 +87,26 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in ``folder``, resolved.
+
+    Raises:
+        UserError: it holds no run, or a damaged one.
+    """
+    file, mend = folder / "config.yaml", "give a run folder, such as runs/NAME"
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: {mend}")
+    if not file.is_file():
+        raise UserError(f"{folder} holds no run (config.yaml is missing): {mend}")
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(file))
+    except (ValueError, OSError, YAMLError):
+        config = None
+    if not isinstance(config, dict) or "stage" not in config:
+        raise UserError(f"{file} is not the configuration of a run: repeat the command that trains it")
+    return {str(key): value for key, value in config.items()}
+
+
 def check_writable(folder: Path, mend: str) -> None:
     """Refuse a folder that cannot be made or written to, before work is spent on it; makes nothing.
 
@@ -107,9 +129,7 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
     file = folder / "config.yaml"
     trained = any((folder / "checkpoints").glob("*.ckpt")) or (folder / "export").exists()
     if file.is_file() and trained:  # before the first checkpoint there is nothing that a change could spoil
-        before = OmegaConf.to_container(OmegaConf.load(file))
-        assert isinstance(before, dict)
-        changed = differences({str(key): value for key, value in before.items()}, config)
+        changed = differences(read_config(folder), config)
         if any(line.startswith("derived.first_stage:") for line in changed):
             raise UserError(
                 f"the first stage was trained again, or is another, since {folder} began: "

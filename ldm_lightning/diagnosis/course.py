@@ -144,7 +144,7 @@ def overfitting(run: Run) -> Verdict:
         "overfitting",
         f"{seen}, while {train} still fell",
         "the model learns its training pictures by heart",
-        "checkpoints/best.ckpt holds the state of the best validation",
+        "ldm finish run=... writes the model of the best validation, RUN/best",
         f"trainer.max_steps={best_step + 1}: stop earlier",
         "data.transform.flip=true, if mirror images are pictures of the same kind",
         "more pictures, or a smaller network",

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.posterior import Posterior
-from ldm_lightning.latent.term import Term, total
+from ldm_lightning.latent.term import Term
 
-__all__ = ["ReconstructionLoss", "Term", "total"]
+__all__ = ["ReconstructionLoss"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm_lightning.errors import UserError
-from ldm_lightning.latent.reconstruction import Term
+from ldm_lightning.latent.term import Term
 from ldm_lightning.rng import Streams
 
 __all__ = ["Alignment", "Equivariance", "FeatureMap", "Passage"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,25 @@ from torch.func import functional_call
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, feature_matching, gradient_penalty, lecam
 from ldm_lightning.latent.ranks import mean_over_ranks
-from ldm_lightning.latent.reconstruction import Term, total
+from ldm_lightning.latent.term import Term, total
 
-__all__ = ["Adversary"]
+__all__ = ["Adversary", "Judgement"]
 
 log = logging.getLogger(__name__)
+
+
+class Judgement(NamedTuple):
+    """What a discriminator makes of one batch.
+
+    Attributes:
+        heard: terms of the autoencoder's loss, with weights that follow ramp and balance; none before ``join``.
+        own: terms of the discriminator's loss; before ``start`` their weight is zero.
+        said: mean logits of pictures ("real") and reconstructions ("fake"), and "accuracy"; nothing before ``start``.
+    """
+
+    heard: dict[str, Term]
+    own: dict[str, Term]
+    said: dict[str, Tensor]
 
 
 class Adversary(nn.Module):
@@ -97,12 +111,8 @@ class Adversary(nn.Module):
                 self.join,
             )
 
-    def terms(
-        self, step: int, x: Tensor, reconstruction: Tensor, fidelity: Tensor, last_layer: Tensor
-    ) -> tuple[dict[str, Term], dict[str, Term], dict[str, Tensor]]:
-        """The autoencoder's terms, the discriminator's terms, and what the latter said: mean logits and accuracy.
-
-        The autoencoder has none before ``join``; the discriminator says nothing before ``start``.
+    def judge(self, step: int, x: Tensor, reconstruction: Tensor, fidelity: Tensor, last_layer: Tensor) -> Judgement:
+        """Let the discriminator compare pictures and their reconstructions.
 
         Args:
             step: optimizer steps done.
@@ -114,7 +124,7 @@ class Adversary(nn.Module):
         if step < self.start:
             # Gradients of zero, without any computation: DDP waits for one of every parameter.
             idle = torch.stack([parameter.flatten()[0] * 0 for parameter in self.discriminator.parameters()]).sum()
-            return {}, {"loss": Term(idle, 0.0)}, {}
+            return Judgement({}, {"loss": Term(idle, 0.0)}, {})
         fake_pictures = reconstruction.detach().to(x.dtype)
         logits, features = self.discriminator(torch.cat([x, fake_pictures]))
         real, fake = logits.float().chunk(2)
@@ -134,7 +144,8 @@ class Adversary(nn.Module):
             self._move_anchors(real, fake)
             own["lecam"] = Term(lecam(real, fake, self.anchors.clone()), self.lecam)
         real, fake = real.detach(), fake.detach()
-        return heard, own, {"real": real.mean(), "fake": fake.mean(), "accuracy": self.game.accuracy(real, fake)}
+        said = {"real": real.mean(), "fake": fake.mean(), "accuracy": self.game.accuracy(real, fake)}
+        return Judgement(heard, own, said)
 
     def _pulls(self, real: Tensor, originals: list[Tensor], reconstruction: Tensor) -> dict[str, Term]:
         """What pulls at the autoencoder, weighed against each other, given logits and features of the pictures."""

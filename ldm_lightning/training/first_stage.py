@@ -16,9 +16,10 @@ from ldm_lightning.data.batch import Batch
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.codes import CodeUsage, code_figures, count_codes
 from ldm_lightning.latent.figures import LatentFigures
-from ldm_lightning.latent.reconstruction import ReconstructionLoss, Term, total
+from ldm_lightning.latent.reconstruction import ReconstructionLoss
 from ldm_lightning.latent.regularization import Passage
 from ldm_lightning.latent.scale import LatentStatistics
+from ldm_lightning.latent.term import Term, total
 from ldm_lightning.metrics.reconstruction import reconstruction_metrics
 from ldm_lightning.rng import Streams
 from ldm_lightning.training.adversary import Adversary
@@ -93,13 +94,13 @@ class FirstStage(pl.LightningModule):
         if self.adversary is None:
             loss = objective = total(terms)
         else:
-            heard, own, said = self.adversary.terms(step, batch.x, reconstruction, fidelity, autoencoder.last_layer)
-            terms |= heard
+            judged = self.adversary.judge(step, batch.x, reconstruction, fidelity, autoencoder.last_layer)
+            terms |= judged.heard
             loss = total(terms)
-            objective = loss + total(own)
+            objective = loss + total(judged.own)
             if log_due(self):
-                self._log_terms("train/discriminator", own, len(batch))
-                said = {f"train/discriminator/{name}": value for name, value in said.items()}
+                self._log_terms("train/discriminator", judged.own, len(batch))
+                said = {f"train/discriminator/{name}": value for name, value in judged.said.items()}
                 self.log_dict(said, sync_dist=True, batch_size=len(batch))
         if log_due(self):
             self._log_terms("train", terms, len(batch))

@@ -18,8 +18,9 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, Hinge, NonSaturating, Relativistic
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Gaussian
-from ldm_lightning.latent.reconstruction import ReconstructionLoss, Term, total
+from ldm_lightning.latent.reconstruction import ReconstructionLoss
 from ldm_lightning.latent.regularization import Equivariance
+from ldm_lightning.latent.term import Term, total
 from ldm_lightning.nn.conv_codec import ConvDecoder, ConvEncoder
 from ldm_lightning.nn.discriminator import PatchDiscriminator
 from ldm_lightning.training.adversary import Adversary
@@ -64,7 +65,7 @@ def parts(opponent: Adversary, module: FirstStage, step: int) -> tuple[Tensor, T
     x = batch().x
     reconstruction = module.autoencoder.decode(module.autoencoder.encode(x).mode())
     fidelity = (reconstruction - x).abs().mean()
-    generator, own, said = opponent.terms(step, x, reconstruction, fidelity, module.autoencoder.last_layer)
+    generator, own, said = opponent.judge(step, x, reconstruction, fidelity, module.autoencoder.last_layer)
     return total(generator) if generator else torch.zeros(()), total(own), said
 
 
@@ -72,7 +73,7 @@ def discriminators(
     opponent: Adversary, step: int, x: Tensor, reconstruction: Tensor
 ) -> tuple[dict[str, Term], dict[str, Tensor]]:
     """The discriminator's terms and what it said."""
-    _, own, said = opponent.terms(step, x, reconstruction, torch.zeros(()), torch.zeros(1))
+    _, own, said = opponent.judge(step, x, reconstruction, torch.zeros(()), torch.zeros(1))
     return own, said
 
 
@@ -136,7 +137,7 @@ def test_matched_features_weigh_a_share_of_the_verdict(balance: AdaptiveWeight |
     x = batch().x
     reconstruction = module.autoencoder.decode(module.autoencoder.encode(x).mode())
     fidelity = (reconstruction - x).abs().mean()
-    terms, _, _ = opponent.terms(10, x, reconstruction, fidelity, module.autoencoder.last_layer)
+    terms, _, _ = opponent.judge(10, x, reconstruction, fidelity, module.autoencoder.last_layer)
     assert set(terms) == {"adversarial", "matching"}
     assert float(terms["matching"].weight) == pytest.approx(3 * float(terms["adversarial"].weight))
     assert terms["matching"].value > 0
@@ -153,7 +154,7 @@ def test_matched_features_of_a_true_copy_agree(norm: Any) -> None:
     opponent = Adversary(PatchDiscriminator(1, 8, 2, norm), Hinge(), start=0, join=1, matching=3.0, r1=1.0, r2=1.0)
     x = batch().x
     for _ in range(2):
-        terms, _, _ = opponent.terms(1, x, x.clone(), torch.zeros(()), torch.zeros(1))
+        terms, _, _ = opponent.judge(1, x, x.clone(), torch.zeros(()), torch.zeros(1))
         assert terms["matching"].value < 1e-5
     assert opponent.discriminator.training
 
@@ -198,7 +199,7 @@ def test_three_acts() -> None:
     for step in range(10):
         x = batch().x
         reconstruction = module.autoencoder.decode(module.autoencoder.encode(x).mode())
-        terms, own, said = opponent.terms(step, x, reconstruction, reconstruction.mean(), module.autoencoder.last_layer)
+        terms, own, said = opponent.judge(step, x, reconstruction, reconstruction.mean(), module.autoencoder.last_layer)
         assert (own["loss"].weight, bool(said)) == ((1.0, True) if step >= 2 else (0.0, False))
         weights.append(float(terms["adversarial"].weight) if terms else 0.0)
     assert weights == pytest.approx([0, 0, 0, 0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
