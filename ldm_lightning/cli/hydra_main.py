@@ -184,6 +184,8 @@ def _unknown_key(error: ConfigCompositionException, verb: str, overrides: list[s
             return f"'{several[1]}' has several values: {_quoted(several[1])} for one, or add --multirun for a sweep"
         return text
     key, root = match.group(1), re.split(r"[./@]", match.group(1))[0]
+    if meant := re.search(r"Did you mean to override (\S+)\?", str(error)):  # a group used at another place
+        return f"'{key}' is not chosen by that name here: write {meant[1]}=..."
     known = _known_keys(verb, key, overrides)
     for stage in _STAGES if verb == "train" and (key in known or root not in known) else ():
         given = [text for text in overrides if text.startswith(f"{key}=")]

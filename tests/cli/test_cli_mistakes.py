@@ -289,6 +289,10 @@ def _no_configuration(world: World) -> list[str]:
 
 MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "no such verb": (lambda w: ["trian"], ["trian", "did you mean 'train'"]),
+    "group by half its name": (
+        lambda w: w.first_stage("loss=gan", "adversary=relativistic"),
+        ["'adversary'", "write adversary@first_stage.adversary=..."],
+    ),
     "no such group option": (lambda w: ["train", "data=mnsit5k"], ["data=mnsit5k", "did you mean 'mnist5k'"]),
     "no such key": (lambda w: w.first_stage("trainer.max_step=3"), ["trainer.max_step", "'trainer.max_steps'"]),
     "no such group": (lambda w: w.first_stage("samplr=heun"), ["samplr"]),
