@@ -120,9 +120,11 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
+        begun = any((run / "checkpoints").glob("*.ckpt"))
+        mend = f", or take what it has by: ldm finish run={run} checkpoint=last" if begun else ""
         raise UserError(
             f"{run} holds no finished model ({folder / MANIFEST} is missing): "
-            "repeat the command that trained it, it resumes, or take what it has by ldm finish checkpoint=last"
+            f"repeat the command that trained it, it resumes{mend}"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{folder / MANIFEST} is damaged: repeat the command that trained {run}") from None
@@ -151,7 +153,23 @@ def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
 
 
 def copy_artifact(run: str | Path, folder: Path) -> None:
-    """Copy the artifact of ``run`` into ``folder``, so that a run does not depend on another one's folder."""
+    """Copy the artifact of ``run`` into ``folder``, so that a run does not depend on another one's folder.
+
+    What lies beside the artifact stays behind. A copy that is there already is left alone, another artifact, or part of
+    one, is replaced.
+
+    Raises:
+        UserError: ``run`` holds no artifact.
+    """
+    manifest, source = read_manifest(run), locate(Path(run))
+    if folder.exists():
+        with contextlib.suppress(UserError):
+            if read_manifest(folder)["sha256"] == manifest["sha256"]:
+                return
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    shutil.copytree(locate(Path(run)), temporary, dirs_exist_ok=True)
+    shutil.copy2(source / manifest["weights"], temporary)
+    shutil.copy2(source / MANIFEST, temporary)
+    if (source / "first_stage").is_dir():
+        copy_artifact(source / "first_stage", temporary / "first_stage")
+    shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
-from ldm_lightning.artifact import write_artifact
+from ldm_lightning.artifact import copy_artifact, write_artifact
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.loggers.media import log_folder
 
-__all__ = ["Export", "ExportAtValidation"]
+__all__ = ["Export", "ExportAtValidation", "write_model"]
 
 
 class Export:
@@ -25,38 +25,42 @@ class Export:
     step is finished by its export.
 
     Args:
-        folder: the artifact folder.
+        run: the run folder; the artifact lies in ``export``, the copy of a first stage in ``first_stage``.
         config: the resolved configuration, plain values.
         pictures: gives this rank's share of the training pictures that a first stage measures its latents on.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], pictures: Callable[[], Iterable[Batch]]) -> None:
-        self.folder, self.config, self.pictures = folder, config, pictures
+    def __init__(self, run: Path, config: Mapping[str, Any], pictures: Callable[[], Iterable[Batch]]) -> None:
+        self.run, self.config, self.pictures = run, config, pictures
+        self.folder = run / "export"
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is trained so far; all ranks must call this, since they measure together."""
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, Ema)), None)  # type: ignore[attr-defined]
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        with ema.averaged(pl_module) if ema else nullcontext():
-            self.save(pl_module, trainer.global_step, metrics)
-
-    def save(self, pl_module: pl.LightningModule, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the weights that ``pl_module`` carries, those after ``step`` steps; all ranks must call this."""
         training, _ = pl_module.training, pl_module.eval()
-        kind, weights, details = pl_module.artifact(self.pictures)  # type: ignore[operator]
-        if pl_module.trainer.is_global_zero:
-            first_stage, own = self.folder.parent / "first_stage", self.folder / "first_stage"
-            if kind == "latent_diffusion" and first_stage.is_dir() and not own.is_dir():
-                shutil.copytree(first_stage, own)
-            facts = {"config": self.config, "step": step, "metrics": metrics}
-            write_artifact(self.folder, kind, weights, {**facts, **details})
+        with ema.averaged(pl_module) if ema else nullcontext():
+            kind, weights, details = pl_module.artifact(self.pictures)  # type: ignore[operator]
+            if trainer.is_global_zero:
+                metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+                facts = {"config": self.config, "step": trainer.global_step, "metrics": metrics}
+                write_model(self.folder, kind, weights, {**facts, **details}, self.run / "first_stage")
         pl_module.train(training)
 
     def publish(self, trainer: pl.Trainer) -> None:
         """Hand the finished artifact to the loggers."""
         for logger in trainer.loggers if trainer.is_global_zero else ():
             metadata = {"step": trainer.global_step}
-            log_folder(logger, self.folder, self.folder.parent.name, str(self.config["stage"]), metadata)
+            log_folder(logger, self.folder, self.run.name, str(self.config["stage"]), metadata)
+
+
+def write_model(
+    folder: Path, kind: str, weights: Mapping[str, Tensor], details: Mapping[str, Any], first_stage: Path
+) -> None:
+    """Write an artifact, and into it the first stage that a second one stands on, if there is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "latent_diffusion" and first_stage.is_dir():
+        copy_artifact(first_stage, folder / "first_stage")
+    write_artifact(folder, kind, weights, details)
 
 
 class ExportAtValidation(pl.Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,6 @@ def main(config: DictConfig) -> None:
     with lock(root):
         writer = Writer(root, manifest)
         if place.resolve() != (root / FIRST_STAGE).resolve():  # mending a cache by its own first stage
-            shutil.rmtree(root / FIRST_STAGE, ignore_errors=True)
             copy_artifact(place, root / FIRST_STAGE)
         _encode(autoencoder, data, writer, config.batch_size)
         writer.finish(_samples(data), FIRST_STAGE)

@@ -6,30 +6,30 @@ what the end of training writes: averaged weights and, for a first stage, the st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
+from ldm_lightning.artifact import read_manifest
 from ldm_lightning.callbacks.checkpoints import BEST, intact, latest
 from ldm_lightning.callbacks.ema import Ema
-from ldm_lightning.callbacks.export import Export
+from ldm_lightning.callbacks.export import write_model
 from ldm_lightning.cli import build
-from ldm_lightning.cli.launch import make_trainer
 from ldm_lightning.cli.run_folder import check_writable, lock, read_config
-from ldm_lightning.cli.trained import device
+from ldm_lightning.cli.trained import device, without_judges
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.errors import UserError, nearest
 from ldm_lightning.loggers.csv_log import read_metrics
 
 __all__ = ["main"]
 
-_PLACES = {"best": "best", "last": "export"}
+_PLACES = {"best": "best/export", "last": "export"}
+_LEARNED = {"first_stage": "autoencoder.", "latent_diffusion": "denoiser.network."}  # what an artifact holds of a stage
+_MOST = 64  # pictures at once; a run's own batch may have been that of many devices
 
 
 def main(config: DictConfig) -> None:
@@ -38,66 +38,83 @@ def main(config: DictConfig) -> None:
         mend = nearest(str(config.checkpoint), _PLACES)
         raise UserError(f"checkpoint={config.checkpoint} is none of {', '.join(_PLACES)}{mend}")
     run = Path(config.run).absolute()
-    trained = OmegaConf.create(read_config(run))
+    plain = read_config(run)
     folder = run / _PLACES[config.checkpoint]
     check_writable(folder, "make it writable")
-    with lock(run):
-        state = _state(run, config.checkpoint)
-        pictures = _pictures(trained, config.root)
-        trained.trainer.update(devices=1, num_nodes=1, strategy="auto", accelerator=device().type, precision="32-true")
-        trained.run_dir = str(run)  # it may have been moved, and its first stage trained again elsewhere
-        if (run / "first_stage").is_dir():
-            trained.first_stage.run = str(run / "first_stage")
-        module = build.stage(trained)
-        module.load_state_dict(state["state_dict"])
-        module.trainer = make_trainer(trained, logger=False, enable_checkpointing=False)
-        figures, average = _figures(run, state["global_step"]), _average(trained, state)
-        with average.averaged(module) if average else nullcontext():
-            export = Export(folder, read_config(run), pictures)
-            export.save(module.to(device()), state["global_step"], figures)
-    loss = f", val/loss {figures['val/loss']:.4g}" if "val/loss" in figures else ""
-    print(f"model of step {state['global_step']}{loss}: {folder}")
-
-
-def _state(run: Path, checkpoint: str) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    places = run / "checkpoints"
-    path = latest(places) if checkpoint == "last" else places / BEST
-    if path is None or not path.exists():
-        when = "a validation" if checkpoint == "best" else "every callbacks.checkpoints.every_n_steps and at a stop"
-        raise UserError(f"{run} holds no {checkpoint} checkpoint, which is saved after {when}: train on")
-    if not intact(path):
-        raise UserError(f"{path} is damaged: take checkpoint=last, or train again")
+    path = _checkpoint(run, config.checkpoint)
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    step: int = state["global_step"]
+    exported = config.checkpoint == "last" and (folder / "manifest.json").exists()
+    if exported and (there := read_manifest(folder)["step"]) > step:
+        raise UserError(f"{folder} holds the model of step {there}, which is later than step {step} of {path.name}")
+    trained = OmegaConf.create(plain)
+    if "run" in trained.first_stage and not (run / "first_stage").is_dir():
+        raise UserError(f"{run / 'first_stage'} is lost: copy the first stage's export folder there")
+    folder.parent.mkdir(exist_ok=True)
+    with lock(folder.parent):  # the run's own only where it writes as well
+        weights = _weights(state, trained)
+        details = _measured(weights, trained, config.root) if trained.stage == "first_stage" else {}
+        metrics = _metrics(run, step)
+        facts = {"config": plain, "step": step, "metrics": metrics}
+        write_model(folder, trained.stage, weights, {**facts, **details}, run / "first_stage")
+    loss = f", val/loss {metrics['val/loss']:.4g}" if "val/loss" in metrics else ""
+    print(f"model of step {step}{loss} ({path.name}): {folder}")
+    print(f"use it: run={folder.parent}")
 
 
-def _pictures(trained: DictConfig, root: str | None) -> Callable[[], Iterable[Batch]]:
+def _checkpoint(run: Path, which: str) -> Path:
+    """The file to read."""
+    folder = run / "checkpoints"
+    if not any(folder.glob("*.ckpt")):
+        begun = (
+            "an imported first stage, whose model is in export" if (run / "export").is_dir() else "no step was saved"
+        )
+        raise UserError(f"{run} holds no checkpoints ({begun}): there is nothing to finish")
+    path = latest(folder) if which == "last" else folder / BEST
+    if which == "best" and not (folder / BEST).exists():
+        raise UserError(f"{run} holds no best checkpoint, which is saved after a validation: take checkpoint=last")
+    if path is None or not intact(path):
+        others = [name for name in _PLACES if name != which]
+        raise UserError(f"the {which} checkpoint in {folder} is damaged: try checkpoint={others[0]}, or train again")
+    return path
+
+
+def _weights(state: dict[str, Any], trained: DictConfig) -> dict[str, Tensor]:
+    """The weights of the stage as its artifact holds them, averaged where the run keeps an average."""
+    weights: dict[str, Tensor] = dict(state["state_dict"])
+    for node in filter(None, trained.callbacks.values()):
+        if node._target_ == f"{Ema.__module__}.{Ema.__qualname__}":
+            average = state["callbacks"][Ema.__qualname__]["average"]
+            weights |= {f"{node.module}.{name}": value for name, value in average.items()}
+    prefix = _LEARNED[trained.stage]
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _measured(weights: dict[str, Tensor], trained: DictConfig, root: str | None) -> dict[str, Any]:
+    """The statistics of a first stage's latents."""
+    pictures = _pictures(trained, root)
+    module = build.first_stage(without_judges(trained)).eval()
+    module.autoencoder.load_state_dict(weights)
+    _, _, details = module.to(device()).artifact(lambda: pictures)
+    return details
+
+
+def _pictures(trained: DictConfig, root: str | None) -> Iterable[Batch]:
     """What a first stage measures its latents on: the very pictures that it was trained on."""
-    if trained.stage != "first_stage":
-        return lambda: ()
     if root is not None:
         trained.data.root = trained.data.source.root = str(Path(root).absolute())
+    trained.data.batch_size = min(trained.data.batch_size, _MOST)
     data = build.data_module(trained)
     if data.fingerprint != trained.derived.data:
         raise UserError(
-            "the pictures are not those that this run was trained on, and its latents are measured on them: give the "
-            "folder of the old ones by root=..."
+            f"the pictures in {trained.data.get('root')} are not those that this run was trained on, on which its "
+            "latents are measured: bring the old ones back, or give their folder by root=..."
         )
-    return partial(data.loader, "train", trained.statistics_pictures)
+    return data.loader("train", trained.statistics_pictures)
 
 
-def _average(trained: DictConfig, state: dict[str, Any]) -> Ema | None:
-    """The average of the weights, if the run keeps one."""
-    made = (instantiate(node) for node in trained.callbacks.values() if node)
-    average = next((callback for callback in made if isinstance(callback, Ema)), None)
-    if average is not None:
-        average.load_state_dict(state["callbacks"][average.state_key])
-    return average
-
-
-def _figures(run: Path, step: int) -> dict[str, float]:
-    """What the validation after ``step`` optimizer steps logged."""
+def _metrics(run: Path, step: int) -> dict[str, float]:
+    """The last value of every metric that was logged within the first ``step`` steps."""
     curves = read_metrics(run / "metrics.csv") if (run / "metrics.csv").is_file() else {}
-    known = {name: dict(points).get(step - 1) for name, points in curves.items() if name.startswith("val/")}
-    return {name: value for name, value in known.items() if value is not None}
+    known = {name: [value for at, value in points if at < step] for name, points in curves.items()}
+    return {name: values[-1] for name, values in known.items() if values}

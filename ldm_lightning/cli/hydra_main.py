@@ -32,6 +32,7 @@ from ldm_lightning.errors import UserError, first_line, nearest
 
 __all__ = ["conf_dir", "explain", "run", "split_arguments"]
 
+_PLACES = {"run", "runs", "root", "output", "pictures", "source"}  # keys of verbs that name files
 _STAGES = ("first_stage", "latent_diffusion")
 
 # The run folder is ours, so Hydra's own folders, copies of the configuration and log files are off.
@@ -106,8 +107,12 @@ def run(verb: str) -> None:
 
 
 def _check_given(verb: str, config: DictConfig) -> None:
-    """Refuse null for a key that the verb's yaml leaves to the user."""
-    own = OmegaConf.load(conf_dir() / f"{verb}.yaml")
+    """Refuse null for a key that the verb's yaml leaves to the user, and a number for a place."""
+    own, given = OmegaConf.load(conf_dir() / f"{verb}.yaml"), OmegaConf.to_container(config)
+    assert isinstance(given, dict)
+    for key in _PLACES & {*map(str, own)}:
+        if isinstance(given[key], int | float):
+            raise UserError(f"{key}={given[key]} is read as a number: write {key}=./{given[key]}")
     for key in map(str, own):
         if OmegaConf.is_missing(own, key) and not OmegaConf.is_missing(config, key) and config[key] is None:
             raise UserError(f"{key}=null says nothing: give {key} a value")
@@ -184,8 +189,6 @@ def _unknown_key(error: ConfigCompositionException, verb: str, overrides: list[s
             return f"'{several[1]}' has several values: {_quoted(several[1])} for one, or add --multirun for a sweep"
         return text
     key, root = match.group(1), re.split(r"[./@]", match.group(1))[0]
-    if meant := re.search(r"Did you mean to override (\S+)\?", str(error)):  # a group used at another place
-        return f"'{key}' is not chosen by that name here: write {meant[1]}=..."
     known = _known_keys(verb, key, overrides)
     for stage in _STAGES if verb == "train" and (key in known or root not in known) else ():
         given = [text for text in overrides if text.startswith(f"{key}=")]
@@ -196,7 +199,13 @@ def _unknown_key(error: ConfigCompositionException, verb: str, overrides: list[s
     for choice in (text for text in overrides if text.startswith(f"{root}=") and key != root):
         if key in _known_keys(verb, "", [text for text in overrides if text != choice]):
             return f"'{key}' does not go with {choice}: leave one of them out"
-    return f"there is no configuration key '{key}'{nearest(key, known)}"
+    if meant := re.search(r"Did you mean to override (\S+)\?", str(error)):  # a group that is used at another place
+        mend = f": write {meant[1]}=..."
+    elif (conf_dir() / key).is_dir():
+        mend = " in this configuration, which uses nothing of that group; docs/configuration.md says what does"
+    else:
+        mend = nearest(key, known)
+    return f"there is no configuration key '{key}'{mend}"
 
 
 def _composed(verb: str, overrides: list[str]) -> DictConfig:

@@ -91,4 +91,4 @@ def _export(config: DictConfig, module: FirstStage, data: DataModule) -> None:
     module.trainer = trainer
     module.to(trainer.strategy.root_device)
     pictures = partial(data.loader, "train", config.statistics_pictures)
-    Export(folder / "export", build.resolve(config), pictures).write(trainer, module)
+    Export(folder, build.resolve(config), pictures).write(trainer, module)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import TQDMProgressBar
 
-from ldm_lightning.artifact import copy_artifact, read_artifact, read_manifest
+from ldm_lightning.artifact import copy_artifact, read_artifact
 from ldm_lightning.callbacks.checkpoints import AtomicCheckpointIO, latest
 from ldm_lightning.callbacks.export import Export, ExportAtValidation
 from ldm_lightning.callbacks.interruption import Interruption
@@ -25,7 +24,7 @@ from ldm_lightning.cli import build
 from ldm_lightning.cli.curves import draw_curves
 from ldm_lightning.cli.latent_data import adopt
 from ldm_lightning.cli.launch import check_place, make_trainer, name_sweep_job, settle
-from ldm_lightning.cli.run_folder import SAME_COMMAND, claim, is_first_process, lock, write_log
+from ldm_lightning.cli.run_folder import SAME_COMMAND, claim, first_stage_of, is_first_process, lock, write_log
 from ldm_lightning.cli.schema import check
 from ldm_lightning.cli.size import size
 from ldm_lightning.data.datamodule import DataModule
@@ -53,7 +52,7 @@ def main(config: DictConfig) -> float | None:
     plain = build.resolve(config)
     module = build.stage(config)  # a configuration that cannot be built leaves no folder behind
     interruption = Interruption()
-    export = Export(folder / "export", plain, lambda: data.loader("train", limit=config.get("statistics_pictures")))
+    export = Export(folder, plain, lambda: data.loader("train", limit=config.get("statistics_pictures")))
     trainer = _trainer(config, folder, interruption, export)
     claim(folder, plain)
     with lock(folder):
@@ -63,17 +62,8 @@ def main(config: DictConfig) -> float | None:
             loss: float | None = finished["metrics"].get("val/loss")
             return loss
         if "run" in config.first_stage and is_first_process():
-            _keep_first_stage(config, folder / "first_stage")
+            copy_artifact(first_stage_of(config), folder / "first_stage")  # also in place of one it was begun with
         return _fit(trainer, module, data, interruption, export)
-
-
-def _keep_first_stage(config: DictConfig, copy: Path) -> None:
-    """Copy the first stage into the run, in place of another one that it was begun with but not trained on."""
-    if copy.exists():
-        if read_manifest(copy)["sha256"] == config.derived.first_stage:
-            return
-        shutil.rmtree(copy)
-    copy_artifact(config.first_stage.run, copy)
 
 
 def _fit(
@@ -83,7 +73,7 @@ def _fit(
     interruption: Interruption,
     export: Export,
 ) -> float | None:
-    folder = export.folder.parent
+    folder = export.run
     checkpoint = latest(folder / "checkpoints")
     _announce(module, data, trainer, folder, checkpoint)
     for logger in trainer.loggers:

@@ -9,14 +9,14 @@ from typing import Generic, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.artifact import Artifact, locate, read_artifact
+from ldm_lightning.artifact import Artifact, locate, read_artifact, read_manifest
 from ldm_lightning.cli import build
 from ldm_lightning.cli.denoiser import load_weights
 from ldm_lightning.errors import UserError
 from ldm_lightning.training.first_stage import FirstStage
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 
-__all__ = ["Trained", "device", "load_first_stage", "load_latent_diffusion"]
+__all__ = ["Trained", "device", "load_first_stage", "load_latent_diffusion", "without_judges"]
 
 Module = TypeVar("Module", FirstStage, LatentDiffusion)
 
@@ -49,12 +49,17 @@ def load_first_stage(run: str | Path) -> Trained[FirstStage]:
     """
     artifact = read_artifact(run, "first_stage")
     config = OmegaConf.create(artifact.manifest["config"])
-    lean = config.copy()  # without the networks that only training needs
-    for key in ("adversary", "regularizers", "loss.perceptual"):
-        OmegaConf.update(lean.first_stage, key, None, force_add=True)
-    module = build.first_stage(lean)
+    module = build.first_stage(without_judges(config))
     load_weights(module.autoencoder, artifact, run)
     return Trained(module.eval().to(device()), artifact, config)
+
+
+def without_judges(config: DictConfig) -> DictConfig:
+    """The configuration of a first stage without the networks that only training needs."""
+    lean = config.copy()
+    for key in ("adversary", "regularizers", "loss.perceptual"):
+        OmegaConf.update(lean.first_stage, key, None, force_add=True)
+    return lean
 
 
 def load_latent_diffusion(
@@ -75,6 +80,8 @@ def load_latent_diffusion(
     first_stage = None if build.stands_alone(config) else locate(Path(run)) / "first_stage"
     if first_stage is not None and not first_stage.is_dir():
         raise UserError(f"{first_stage} is lost: copy the first stage's export folder there")
+    if first_stage is not None and read_manifest(first_stage)["sha256"] != config.derived.first_stage:
+        raise UserError(f"{first_stage} is not the first stage that {run} was trained on: copy its export folder there")
     if guidance is not None:
         config.guidance = guidance
     if scale is not None:

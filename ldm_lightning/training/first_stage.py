@@ -171,6 +171,6 @@ class FirstStage(pl.LightningModule):
             pictures: gives this rank's share of the batches to measure them on; all ranks must call this.
         """
         statistics = LatentStatistics(self.autoencoder.latent_channels).to(self.device)
-        for batch in tqdm(pictures(), desc="measuring latents", unit="batch", disable=not self.trainer.is_global_zero):
+        for batch in tqdm(pictures(), desc="measuring latents", unit="batch", disable=self.global_rank > 0):
             statistics.update(self.autoencoder.encode(batch.x.to(self.device)))
         return "first_stage", self.autoencoder.state_dict(), {"statistics": statistics.compute()}

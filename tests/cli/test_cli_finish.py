@@ -47,7 +47,7 @@ def test_the_best_validation_is_a_model_of_its_own(overfitted: Path, tmp_path: P
     assert step == best["global_step"] < end.manifest["step"]
     assert loss == pytest.approx(best["callbacks"]["Checkpoints"]["best"], rel=1e-6)
     assert loss < end.manifest["metrics"]["val/loss"]
-    assert f"model of step {step}, val/loss {loss:.4g}: {run / 'best'}" in done.out
+    assert f"model of step {step}, val/loss {loss:.4g} (best.ckpt): {run / 'best' / 'export'}" in done.out
     average = best["callbacks"]["Ema"]["average"]
     assert all(torch.equal(artifact.weights[name], value) for name, value in average.items())
     assert artifact.manifest["config"] == end.manifest["config"]
@@ -65,31 +65,59 @@ def test_the_last_checkpoint_is_the_end_of_training(overfitted: Path, tmp_path: 
     run = tmp_path / "run"
     shutil.copytree(overfitted, run)
     shutil.rmtree(run / "export")
-    refused(ldm("reconstruct", f"run={run}"), "ldm finish checkpoint=last")
+    refused(ldm("reconstruct", f"run={run}"), f"ldm finish run={run} checkpoint=last")
     done = ldm("finish", f"run={run}", "checkpoint=last")
     assert done.code == 0, done.err
     ours, theirs = read_artifact(run), read_artifact(overfitted)
     assert all(torch.equal(value, theirs.weights[name]) for name, value in ours.weights.items())
     assert ours.manifest["statistics"] == theirs.manifest["statistics"]
     assert ours.manifest["step"] == theirs.manifest["step"]
-    validated = {name: value for name, value in theirs.manifest["metrics"].items() if name.startswith("val/")}
-    assert ours.manifest["metrics"] == pytest.approx(validated, rel=1e-6)
+    both = ours.manifest["metrics"].keys() & theirs.manifest["metrics"].keys()
+    assert both >= {"val/loss", "train/loss"}
+    assert {name: ours.manifest["metrics"][name] for name in both} == pytest.approx(
+        {name: theirs.manifest["metrics"][name] for name in both}, rel=1e-6
+    )
 
 
-def test_a_second_stage_needs_neither_pictures_nor_its_first_stages_run(
-    latent_diffusion_run: Path, tmp_path: Path, ldm: Ldm
+def test_a_second_stage_needs_nothing_but_its_folder(
+    latent_diffusion_run: Path, overfitted: Path, tmp_path: Path, ldm: Ldm
 ) -> None:
+    """Neither pictures nor the runs of its first stage and of its guidance; a wrong first stage is replaced."""
     run = tmp_path / "second"
     shutil.copytree(latent_diffusion_run, run)
+    shutil.rmtree(run / "export")
     config = run / "config.yaml"
-    text = config.read_text().replace(str(latent_diffusion_run.parent), str(tmp_path / "gone"))
-    config.write_text(text)
+    config.write_text(config.read_text().replace(str(latent_diffusion_run.parent), str(tmp_path / "gone")))
+    shutil.copytree(overfitted / "export", run / "best" / "export" / "first_stage")
+    for which, model in (("best", run / "best"), ("last", run)):
+        assert ldm("finish", f"run={run}", f"checkpoint={which}").code == 0
+        done = ldm("sample", f"run={model}", "n=2", "steps=2", "seed=5")
+        assert done.code == 0, done.err
+    assert (
+        ldm("sample", f"run={latent_diffusion_run}", "n=2", "steps=2", "seed=5", f"output={tmp_path}/theirs").code == 0
+    )
+    theirs = sorted((tmp_path / "theirs").glob("*.png"))
+    assert theirs
+    for picture in theirs:
+        assert (run / "samples" / "seed5" / picture.name).read_bytes() == picture.read_bytes()
+    shutil.rmtree(run / "export" / "first_stage")
+    shutil.copytree(overfitted / "export", run / "export" / "first_stage")
+    refused(ldm("sample", f"run={run}", "n=2"), "is not the first stage that")
+
+
+def test_what_lies_beside_a_model_is_its_own(overfitted: Path, tmp_path: Path, ldm: Ldm) -> None:
+    """Latents and figures of RUN/best are not taken for those of RUN, and do not travel with the model."""
+    run = tmp_path / "run"
+    shutil.copytree(overfitted, run)
     assert ldm("finish", f"run={run}").code == 0
-    done = ldm("sample", f"run={run / 'best'}", "n=2", "steps=2")
-    assert done.code == 0, done.err
-    best, end = (read_artifact(folder, "latent_diffusion") for folder in (run / "best", run))
-    same = all(torch.equal(value, end.weights[name]) for name, value in best.weights.items())
-    assert same == (best.manifest["step"] == end.manifest["step"])
+    for verb in ("encode", "reconstruct"):
+        done = ldm(verb, f"run={run / 'best'}")
+        assert done.code == 0, done.err
+    assert (run / "best" / "latents").is_dir()
+    assert not (run / "latents").exists()
+    assert {file.name for file in (run / "best" / "latents" / "first_stage").iterdir()} == {
+        file.name for file in (run / "best" / "export").iterdir()
+    }
 
 
 def test_mistakes_end_in_one_line_and_lose_nothing(overfitted: Path, tmp_path: Path, ldm: Ldm) -> None:
@@ -103,15 +131,21 @@ def test_mistakes_end_in_one_line_and_lose_nothing(overfitted: Path, tmp_path: P
     next(others.rglob("*.png")).unlink()
     refused(ldm("finish", f"run={run}", f"root={others}"), "not those that this run was trained on")
     with lock(run):
-        refused(ldm("finish", f"run={run}"), "another command is at work")
+        refused(ldm("finish", f"run={run}", "checkpoint=last"), "another command is at work")
     best = run / "checkpoints" / "best.ckpt"
     content = bytearray(best.read_bytes())
     content[len(content) // 2] ^= 1
     best.write_bytes(content)
-    refused(ldm("finish", f"run={run}"), "best.ckpt is damaged", "checkpoint=last")
+    refused(ldm("finish", f"run={run}"), "best checkpoint", "is damaged", "checkpoint=last")
     best.unlink()
     refused(ldm("finish", f"run={run}"), "no best checkpoint", "after a validation")
-    assert not (run / "best").exists()
+    assert not (run / "best" / "export").exists()
+    shutil.copy(overfitted / "checkpoints" / "best.ckpt", run / "checkpoints" / "previous-last.ckpt")
+    (run / "checkpoints" / "last.ckpt").unlink()
+    refused(ldm("finish", f"run={run}", "checkpoint=last"), "later than step", "previous-last.ckpt")
+    assert contents(run / "export") == contents(overfitted / "export")
+    shutil.rmtree(run / "checkpoints")
+    refused(ldm("finish", f"run={run}"), "no checkpoints")
 
 
 def json_root(run: Path) -> Path:

@@ -293,6 +293,8 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
         lambda w: w.first_stage("loss=gan", "adversary=relativistic"),
         ["'adversary'", "write adversary@first_stage.adversary=..."],
     ),
+    "group without a place": (lambda w: w.first_stage("adversary=relativistic"), ["'adversary'", "configuration.md"]),
+    "run named by a number": (lambda w: ["evaluate", "run=5"], ["run=5", "write run=./5"]),
     "no such group option": (lambda w: ["train", "data=mnsit5k"], ["data=mnsit5k", "did you mean 'mnist5k'"]),
     "no such key": (lambda w: w.first_stage("trainer.max_step=3"), ["trainer.max_step", "'trainer.max_steps'"]),
     "no such group": (lambda w: w.first_stage("samplr=heun"), ["samplr"]),
