@@ -34,6 +34,7 @@ __all__ = [
     "first_stage",
     "frozen_first_stage",
     "latent_diffusion",
+    "move_pictures",
     "resolve",
     "stage",
     "stands_alone",
@@ -49,6 +50,12 @@ def data_module(config: DictConfig) -> DataModule:
     assert isinstance(node, dict)
     made: DataModule = instantiate({key: value for key, value in node.items() if key not in DATA_SHORTCUTS})
     return made
+
+
+def move_pictures(config: DictConfig, root: str | None) -> None:
+    """Read the pictures of ``config.data`` from the folder ``root``, where they lie now, unless that is None."""
+    if root is not None:
+        config.data.root = config.data.source.root = str(Path(root).absolute())
 
 
 def derive(config: DictConfig, data: DataModule) -> None:

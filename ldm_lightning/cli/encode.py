@@ -71,8 +71,7 @@ def _data(config: DictConfig, artifact: Artifact) -> DictConfig:
     if is_cached(node):
         raise UserError("data=latents holds no pictures to encode: choose other data")
     with open_dict(node):
-        if config.root is not None:
-            node.data.root = node.data.source.root = str(Path(config.root).absolute())
+        build.move_pictures(node, config.root)
     check(node, beside=[f"data.{key}" for key in build.DATA_SHORTCUTS])
     make_absolute(node)
     return node

@@ -67,8 +67,7 @@ def main(config: DictConfig) -> None:
     manifest = read_manifest(config.run)
     trained = OmegaConf.create(manifest["config"])
     show_pictures(trained)
-    if config.root is not None:
-        trained.data.root = trained.data.source.root = config.root
+    build.move_pictures(trained, config.root)
     data = build.data_module(trained)
     if data.fingerprint != trained.derived.data:
         raise UserError(

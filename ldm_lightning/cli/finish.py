@@ -70,12 +70,12 @@ def _checkpoint(run: Path, which: str) -> Path:
             "an imported first stage, whose model is in export" if (run / "export").is_dir() else "no step was saved"
         )
         raise UserError(f"{run} holds no checkpoints ({begun}): there is nothing to finish")
-    path = latest(folder) if which == "last" else folder / BEST
-    if which == "best" and not (folder / BEST).exists():
+    best = folder / BEST
+    if which == "best" and not best.exists():
         raise UserError(f"{run} holds no best checkpoint, which is saved after a validation: take checkpoint=last")
-    if path is None or not intact(path):
-        others = [name for name in _PLACES if name != which]
-        raise UserError(f"the {which} checkpoint in {folder} is damaged: try checkpoint={others[0]}, or train again")
+    path, other = (latest(folder), "best") if which == "last" else (best if intact(best) else None, "last")
+    if path is None:
+        raise UserError(f"the {which} checkpoint in {folder} is damaged: try checkpoint={other}, or train again")
     return path
 
 
@@ -101,8 +101,7 @@ def _measured(weights: dict[str, Tensor], trained: DictConfig, root: str | None)
 
 def _pictures(trained: DictConfig, root: str | None) -> Iterable[Batch]:
     """What a first stage measures its latents on: the very pictures that it was trained on."""
-    if root is not None:
-        trained.data.root = trained.data.source.root = str(Path(root).absolute())
+    build.move_pictures(trained, root)
     trained.data.batch_size = min(trained.data.batch_size, _MOST)
     data = build.data_module(trained)
     if data.fingerprint != trained.derived.data:

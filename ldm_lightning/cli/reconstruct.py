@@ -36,8 +36,7 @@ def main(config: DictConfig) -> None:
             raise UserError(f"pictures={config.pictures} is no folder: check its spelling")
         trained.config.data.source = {"_target_": "ldm_lightning.data.folder.ImageFolder", "root": config.pictures}
         trained.config.data.validation, trained.config.data.test = 0.0, 0.0
-    if config.root is not None:
-        trained.config.data.root = trained.config.data.source.root = config.root
+    build.move_pictures(trained.config, config.root)
     if config.size is not None:
         trained.config.data.size = trained.config.data.transform.size = config.size
     data = build.data_module(trained.config)
