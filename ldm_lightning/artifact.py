@@ -138,12 +138,20 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
     return dict(manifest)
 
 
+def _weights_file(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """The file of weights that the manifest names, which lies beside it and nowhere else."""
+    name = str(manifest.get("weights", ""))
+    if Path(name).name != name:
+        raise UserError(f"{folder / MANIFEST} names weights={name}, which lie elsewhere: take the run from its author")
+    return folder / name
+
+
 def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
     """Read and verify the artifact of a run; arguments and errors as of :func:`read_manifest`."""
     manifest, folder = read_manifest(run, kind), locate(Path(run))
     try:
-        content = (folder / manifest["weights"]).read_bytes()
-    except (FileNotFoundError, KeyError):
+        content = _weights_file(folder, manifest).read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{folder} is half written (no weights): repeat the command that trained {run}") from None
     if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
         raise UserError(
@@ -167,7 +175,7 @@ def copy_artifact(run: str | Path, folder: Path) -> None:
             if read_manifest(folder) == manifest:  # not only the weights: statistics decide the scale
                 return
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    shutil.copy2(source / manifest["weights"], temporary)
+    shutil.copy2(_weights_file(source, manifest), temporary)
     shutil.copy2(source / MANIFEST, temporary)
     if (source / "first_stage").is_dir():
         copy_artifact(source / "first_stage", temporary / "first_stage")

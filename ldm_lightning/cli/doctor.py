@@ -12,8 +12,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ldm_lightning import __version__
-from ldm_lightning.artifact import read_manifest, replace_file
-from ldm_lightning.cli.run_folder import check_writable, read_config
+from ldm_lightning.artifact import replace_file
+from ldm_lightning.cli.run_folder import check_writable
+from ldm_lightning.cli.saved import read_config, read_manifest
 from ldm_lightning.diagnosis import Run, Verdict, diagnose
 from ldm_lightning.errors import UserError
 from ldm_lightning.loggers.csv_log import read_metrics
