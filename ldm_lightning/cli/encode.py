@@ -24,7 +24,7 @@ from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.cli.trained import device
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.data.dataset import PictureDataset
-from ldm_lightning.data.latent_files import Manifest, Writer, check_folder
+from ldm_lightning.data.latent_files import Manifest, Writer, check_folder, encode_texts
 from ldm_lightning.data.loader import Loader
 from ldm_lightning.data.picture import ImageTransform
 from ldm_lightning.errors import UserError, nearest
@@ -159,7 +159,5 @@ def _samples(data: DataModule) -> dict[str, np.ndarray]:
     if source.class_names:
         known["label"] = np.array([source.label(i) for i in every], dtype=np.int64)
     if source.has_captions:
-        texts = [(source.caption(i) or "").encode() for i in every]
-        known["caption"] = np.frombuffer(b"".join(texts), np.uint8)
-        known["caption_end"] = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        known |= encode_texts([source.captions(i) for i in every])
     return known

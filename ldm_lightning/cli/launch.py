@@ -64,6 +64,13 @@ def settle(config: DictConfig) -> None:
 
 def make_absolute(config: DictConfig) -> None:
     """Make the paths of data and first stage absolute."""
+    captions = OmegaConf.select(config, "data.captions")
+    if (
+        isinstance(captions, str)
+        and not (Path(str(config.data.root)) / captions).is_file()
+        and Path(captions).is_file()
+    ):
+        config.data.captions = str(Path(captions).absolute())
     for key in ("data.root", "data.pictures", "data.source.path", "first_stage.run"):
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and Path(value).exists():

@@ -62,9 +62,9 @@ class ArraySource:
         """Position of the picture's class in `class_names`."""
         return int(self._labels[i])
 
-    def caption(self, i: int) -> str | None:
-        """None: there are no captions."""
-        return None
+    def captions(self, i: int) -> tuple[str, ...]:
+        """Empty: there are no captions."""
+        return ()
 
     def content_hash(self, i: int) -> bytes:
         """16 bytes of BLAKE2b over shape and pixels."""

@@ -7,6 +7,7 @@ processes is ahead of training by the batches prefetched.
 
 from __future__ import annotations
 
+import math
 import warnings
 from hashlib import blake2b
 
@@ -91,6 +92,19 @@ class DataModule(pl.LightningDataModule):
             self.source.prepare(self.transform.min_size)
             keys = map(self.source.split_key, range(len(self.source)))
             self._splits = split(keys, self.validation, self.test)
+            self._warn_of_cut_captions()
+
+    def _warn_of_cut_captions(self) -> None:
+        texts = (text for i in range(len(self.source)) for text in self.source.captions(i))
+        lengths = np.array([len(text.encode()) for text in texts], dtype=np.int64)
+        cut = int((lengths > self.caption_length).sum())
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(lengths)} captions ({cut / len(lengths):.1%}) are longer than data.caption_length="
+                f"{self.caption_length} bytes and are cut: data.caption_length={lengths.max()} would fit all, "
+                f"{math.ceil(np.quantile(lengths, 0.99))} all but a hundredth",
+                stacklevel=2,
+            )
 
     def check_trainable(self) -> None:
         """Check that every split a training needs holds pictures, and the training split a whole batch.
@@ -150,8 +164,15 @@ class DataModule(pl.LightningDataModule):
         digest = blake2b(repr((self.transform, self.validation, self.test)).encode(), digest_size=16)
         for i in range(len(self.source)):
             digest.update(self.source.content_hash(i))
-            digest.update(repr((self.source.label(i), self.source.caption(i))).encode())
+            digest.update(repr((self.source.label(i), self._caption_fact(i))).encode())
         return digest.hexdigest()
+
+    def _caption_fact(self, i: int) -> str | tuple[str, ...] | None:
+        """What the fingerprint says of captions; one caption counts as it did when there could be but one."""
+        texts = self.source.captions(i)
+        if len(texts) > 1:
+            return texts
+        return "".join(texts) if self.source.has_captions else None
 
     @property
     def contents(self) -> str:
@@ -259,7 +280,7 @@ class DataModule(pl.LightningDataModule):
             conditions["class"] = turn % self.num_classes
         if self.has_captions:
             indices = self._splits["validation"]
-            texts = [self.source.caption(int(index)) or "" for index in indices[:n]]
+            texts = ["".join(self.source.captions(int(index))[:1]) for index in indices[:n]]
             encoded = torch.stack([encode_caption(text, self.caption_length) for text in texts])
             conditions["caption"] = encoded[turn % len(texts)]
         return conditions

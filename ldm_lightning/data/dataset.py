@@ -17,13 +17,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_lightning.data.batch import Batch
-from ldm_lightning.data.philox import generator
+from ldm_lightning.data.philox import first_words, generator
 from ldm_lightning.data.picture import ImageTransform
 from ldm_lightning.data.source import Source
 
-__all__ = ["AUGMENTATION", "BatchDataset", "MakeDataset", "PictureDataset", "Sample", "collate", "encode_caption"]
+__all__ = [
+    "AUGMENTATION",
+    "BatchDataset",
+    "MakeDataset",
+    "PictureDataset",
+    "Sample",
+    "collate",
+    "drawn_captions",
+    "encode_caption",
+]
 
 AUGMENTATION = "augmentation"  # the purpose of the generators that augmentation is drawn from
+_CAPTIONS = "captions"  # likewise, of which of several captions is drawn
 
 
 class BatchDataset(Protocol):
@@ -56,6 +66,24 @@ def encode_caption(text: str, length: int) -> Tensor:
     return torch.tensor(tokens + [0] * (length - len(tokens)), dtype=torch.int64)
 
 
+def drawn_captions(counts: np.ndarray, seed: int | None, epoch: int, index: np.ndarray) -> np.ndarray:
+    """Which of its captions each sample has in an epoch: drawn anew from (seed, epoch, index), without any state.
+
+    Args:
+        counts: (N,) int64, captions of the samples ``index``, at least 1.
+        seed: None for the first.
+        epoch: the pass over the data.
+        index: (N,) int64, global numbers of the samples.
+
+    Returns:
+        (N,) int64 from 0 to below ``counts``.
+    """
+    if seed is None or (counts == 1).all():
+        return np.zeros_like(counts)
+    words = first_words(seed, _CAPTIONS, epoch, index)[:, 0]
+    return (words % counts.astype(np.uint64)).astype(np.int64)
+
+
 class PictureDataset(Dataset[Sample]):
     """Transformed samples of a prepared source, fetched by (epoch, index).
 
@@ -85,8 +113,10 @@ class PictureDataset(Dataset[Sample]):
         condition = {}
         if (label := self.source.label(index)) is not None:
             condition["class"] = torch.tensor(label)
-        if (caption := self.source.caption(index)) is not None:
-            condition["caption"] = encode_caption(caption, self.caption_length)
+        if self.source.has_captions:
+            texts = self.source.captions(index) or ("",)
+            drawn = drawn_captions(np.array([len(texts)]), self.augment_seed, epoch, np.array([index]))
+            condition["caption"] = encode_caption(texts[int(drawn[0])], self.caption_length)
         return Sample(self.transform(self.source.picture(index), rng), index, condition, epoch)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:

@@ -122,9 +122,9 @@ class Emoji:
         """Position of the picture's category in `class_names`."""
         return self.class_names.index(self._entries[i].category)
 
-    def caption(self, i: int) -> str | None:
-        """Such as "waving hand sign, medium-dark skin tone"."""
-        return self._entries[i].caption
+    def captions(self, i: int) -> tuple[str, ...]:
+        """One, such as "waving hand sign, medium-dark skin tone"."""
+        return (self._entries[i].caption,)
 
     def content_hash(self, i: int) -> bytes:
         """16 bytes of BLAKE2b over the bytes of the file."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from ldm_lightning.data.captions import read_captions
+from ldm_lightning.data.captions import BESIDE, check_captioned, locate_captions, read_beside, read_captions
 from ldm_lightning.data.picture import open_picture
 from ldm_lightning.data.scan import scan, select
 from ldm_lightning.errors import UserError
@@ -51,21 +51,33 @@ class ImageFolder:
 
     Args:
         root: the folder.
-        captions: ``.csv``, ``.tsv`` or ``.jsonl`` file with the columns ``file`` and ``caption``, its path relative to
-            ``root``; pictures it leaves out have the empty caption. None for no captions.
+        captions: ``.csv``, ``.tsv`` or ``.jsonl`` file with the columns ``file`` and ``caption`` (or ``file_name`` and
+            ``text``), its path relative to ``root``, else to the current folder; or ``.txt`` for a text file beside
+            each picture, one caption a line. None for no captions.
         max_bad_fraction: largest share of unreadable pictures, and of pictures that are too small, which is left out
             with a warning; more is an error.
+        max_uncaptioned: largest share of pictures without a caption, which are trained on with an empty one and a
+            warning; more is an error.
+        encoding: of the captions; None for UTF-8, or UTF-16 with its byte order mark.
     """
 
-    def __init__(self, root: str, captions: str | None = None, max_bad_fraction: float = 0.01) -> None:
+    def __init__(
+        self,
+        root: str,
+        captions: str | None = None,
+        max_bad_fraction: float = 0.01,
+        *,
+        max_uncaptioned: float = 0.01,
+        encoding: str | None = None,
+    ) -> None:
         self.root = Path(root).expanduser()
-        self.captions_file = captions
-        self.max_bad_fraction = max_bad_fraction
+        self.captions_file, self.encoding = captions, encoding
+        self.max_bad_fraction, self.max_uncaptioned = max_bad_fraction, max_uncaptioned
         self.has_captions = captions is not None
         self.class_names: tuple[str, ...] = ()
         self.files: list[str] = []
         self._hashes: list[bytes] = []
-        self._captions: dict[str, str] = {}
+        self._captions: dict[str, tuple[str, ...]] = {}
 
     @property
     def name(self) -> str:
@@ -90,16 +102,25 @@ class ImageFolder:
             endings = ", ".join(_EXTENSIONS)
             raise UserError(f"data.root={self.root} holds no pictures; expected files ending in {endings}")
         if self.captions_file is not None:
-            self._captions = read_captions(self.root / Path(self.captions_file).expanduser(), found)
+            self._captions = self._read_captions(self.captions_file, found)
         paths = [self.root / file for file in found]
         place = str(self.root.resolve())
         findings = scan(found, [_stamp(path) for path in paths], lambda i: paths[i].read_bytes(), place)
         kept = select(found, findings, place, min_size, self.max_bad_fraction)
         self.files = [found[i] for i in kept]
         self._hashes = [bytes.fromhex(findings[i].hash) for i in kept]
+        if self.has_captions:
+            check_captioned(
+                place, self.files, [self._captions.get(file, ()) for file in self.files], self.max_uncaptioned
+            )
         if all("/" in file for file in self.files):
             self.class_names = tuple(sorted({file.split("/")[0] for file in self.files}))
         self._labels = {name: label for label, name in enumerate(self.class_names)}
+
+    def _read_captions(self, named: str, found: list[str]) -> dict[str, tuple[str, ...]]:
+        if named == BESIDE:
+            return read_beside(self.root, found, self.encoding)
+        return read_captions(locate_captions(named, self.root), self.root, found, self.encoding)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -121,9 +142,9 @@ class ImageFolder:
         """Position of the picture's first-level folder in `class_names`; None when unlabelled."""
         return self._labels[self.files[i].split("/")[0]] if self.class_names else None
 
-    def caption(self, i: int) -> str | None:
-        """Caption from the captions file, perhaps empty; None without such a file."""
-        return self._captions.get(self.files[i], "") if self.has_captions else None
+    def captions(self, i: int) -> tuple[str, ...]:
+        """Captions of the picture; empty where it has none."""
+        return self._captions.get(self.files[i], ())
 
     def content_hash(self, i: int) -> bytes:
         """16 bytes of BLAKE2b over the bytes of the file."""

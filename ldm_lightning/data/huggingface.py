@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from ldm_lightning.data.captions import check_captioned, texts_of
 from ldm_lightning.data.picture import open_picture
 from ldm_lightning.data.scan import scan, select
 from ldm_lightning.errors import UserError, nearest, needs_extra
@@ -25,9 +26,11 @@ class HuggingFace:
         split: split of the data set to take.
         image_column: column of encoded pictures.
         label_column: column of classes (class labels, integers or strings); None for unlabelled.
-        caption_column: column of texts; None for no captions.
+        caption_column: column of texts, or of lists of texts; None for no captions.
         max_bad_fraction: largest share of unreadable pictures, and of pictures that are too small, which is left out
             with a warning; more is an error.
+        max_uncaptioned: largest share of pictures without a caption, which are trained on with an empty one and a
+            warning; more is an error.
     """
 
     def __init__(
@@ -40,17 +43,18 @@ class HuggingFace:
         label_column: str | None = "label",
         caption_column: str | None = None,
         max_bad_fraction: float = 0.01,
+        max_uncaptioned: float = 0.01,
     ) -> None:
         self.path, self.subset, self.split = path, subset, split
         self.image_column, self.label_column, self.caption_column = image_column, label_column, caption_column
-        self.max_bad_fraction = max_bad_fraction
+        self.max_bad_fraction, self.max_uncaptioned = max_bad_fraction, max_uncaptioned
         self.name = Path(path).name
         self.has_captions = caption_column is not None
         self.class_names: tuple[str, ...] = ()
         self._rows: list[int] = []
         self._hashes: list[bytes] = []
         self._labels: list[int] = []
-        self._captions: list[str] = []
+        self._captions: list[tuple[str, ...]] = []
 
     def prepare(self, min_size: int = 1) -> None:
         """Load the data set and check all pictures.
@@ -77,8 +81,7 @@ class HuggingFace:
         if self.label_column is not None:
             self._read_labels(dataset, self.label_column)
         if self.caption_column is not None:
-            captions = list(dataset[self.caption_column])
-            self._captions = ["" if captions[row] is None else str(captions[row]) for row in self._rows]
+            self._read_captions(dataset, self.caption_column)
 
     def _load(self) -> Any:
         try:
@@ -128,6 +131,12 @@ class HuggingFace:
         self.class_names = tuple(declared or map(str, classes))
         self._labels = [labels[value] for value in values]
 
+    def _read_captions(self, dataset: Any, column: str) -> None:
+        values = list(dataset[column])
+        self._captions = [texts_of(values[row], f"row {row}, column '{column}' of {self.path}") for row in self._rows]
+        names = [f"row {row}" for row in self._rows]
+        check_captioned(self.path, names, self._captions, self.max_uncaptioned)
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -148,9 +157,9 @@ class HuggingFace:
         """Position of the picture's class in `class_names`; None when unlabelled."""
         return self._labels[i] if self._labels else None
 
-    def caption(self, i: int) -> str | None:
-        """Text of the caption column, perhaps empty; None without such a column."""
-        return self._captions[i] if self._captions else None
+    def captions(self, i: int) -> tuple[str, ...]:
+        """Texts of the caption column; empty where it has none."""
+        return self._captions[i] if self._captions else ()
 
     def content_hash(self, i: int) -> bytes:
         """16 bytes of BLAKE2b over the encoded picture."""

@@ -19,7 +19,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -170,11 +170,40 @@ def read_samples(root: Path, manifest: Manifest) -> dict[str, np.ndarray]:
 
     Returns:
         ``hash`` (N, 16) uint8; ``split_key`` (N, 16) uint8 where it is another; ``label`` (N,) int64 if they are
-        labelled; if there are captions, ``caption``, the bytes of all of them, and ``caption_end`` (N,) int64, where
-        each ends.
+        labelled; what :func:`read_texts` reads if there are captions.
     """
     (name,) = (name for name in manifest.files or {} if name.startswith("samples-"))
     return dict(safetensors.numpy.load_file(root / name))
+
+
+def encode_texts(texts: Sequence[tuple[str, ...]]) -> dict[str, np.ndarray]:
+    """Captions of all samples as arrays, which :func:`read_texts` turns back.
+
+    Returns:
+        ``caption``, the bytes of all texts; ``caption_end`` (M,) int64, where each ends; and, unless each sample has
+        one or an empty one, ``caption_count`` (N,) int64, how many each has.
+    """
+    several = any(len(own) > 1 for own in texts)
+    flat = [text.encode() for own in texts for text in (own if several else own or ("",))]
+    arrays: dict[str, np.ndarray] = {
+        "caption": np.frombuffer(b"".join(flat), np.uint8),
+        "caption_end": np.cumsum([len(text) for text in flat], dtype=np.int64),
+    }
+    if several:
+        arrays["caption_count"] = np.array([len(own) for own in texts], dtype=np.int64)
+    return arrays
+
+
+def read_texts(samples: Mapping[str, np.ndarray]) -> list[tuple[str, ...]] | None:
+    """Captions of all samples from the arrays of :func:`encode_texts`; None when there are none."""
+    if "caption" not in samples:
+        return None
+    content, ends = samples["caption"].tobytes(), samples["caption_end"].tolist()
+    flat = [content[start:stop].decode() for start, stop in pairwise([0, *ends])]
+    if "caption_count" not in samples:
+        return [(text,) if text else () for text in flat]
+    stops = np.cumsum(samples["caption_count"]).tolist()
+    return [tuple(flat[start:stop]) for start, stop in pairwise([0, *stops])]
 
 
 class Shards:

@@ -21,8 +21,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ldm_lightning.data.batch import Batch
-from ldm_lightning.data.dataset import AUGMENTATION, encode_caption
-from ldm_lightning.data.latent_files import Manifest, Shards, read_manifest, read_samples, verify
+from ldm_lightning.data.dataset import AUGMENTATION, drawn_captions, encode_caption
+from ldm_lightning.data.latent_files import Manifest, Shards, read_manifest, read_samples, read_texts, verify
 from ldm_lightning.data.philox import first_words
 from ldm_lightning.data.picture import ImageTransform
 from ldm_lightning.data.source import Source
@@ -65,8 +65,8 @@ class LatentCache:
         samples = read_samples(self.root, manifest)
         self._hashes, self._labels = samples["hash"], samples.get("label")
         self._split_keys = samples.get("split_key", self._hashes)
-        self._captions, self._ends = samples.get("caption"), samples.get("caption_end")
-        self.class_names, self.has_captions = manifest.class_names, self._captions is not None
+        self._texts = read_texts(samples)
+        self.class_names, self.has_captions = manifest.class_names, self._texts is not None
         self._min_size, self._manifest = min_size, manifest
         self.shards = Shards(self.root, manifest)
 
@@ -81,20 +81,9 @@ class LatentCache:
         """(N,) int64, all labels; None when unlabelled."""
         return None if self._labels is None else torch.from_numpy(self._labels)
 
-    def caption(self, i: int) -> str | None:
-        """Text of the picture, perhaps empty; None when there are no captions."""
-        if self._captions is None or self._ends is None:
-            return None
-        return self._captions[self._ends[i - 1] if i else 0 : self._ends[i]].tobytes().decode()
-
-    def captions(self, length: int) -> Tensor | None:
-        """(N, length) int16, all captions encoded; None when there are none."""
-        if not self.has_captions:
-            return None
-        encoded = torch.empty(len(self), length, dtype=torch.int16)
-        for i, row in enumerate(encoded):
-            row.copy_(encode_caption(self.caption(i) or "", length))
-        return encoded
+    def captions(self, i: int) -> tuple[str, ...]:
+        """Texts of the picture; empty when it has none."""
+        return () if self._texts is None else self._texts[i]
 
     def content_hash(self, i: int) -> bytes:
         """16 bytes of BLAKE2b, as of the picture."""
@@ -152,8 +141,15 @@ class LatentDataset:
                 f"{source.root} was made with {self.shards.manifest.transform}, not with {transform}: encode again"
             )
         self.augment_seed = augment_seed if transform.flip else None
-        conditions = {"class": source.labels(), "caption": source.captions(caption_length)}
-        self.conditions = {name: values for name, values in conditions.items() if values is not None}
+        self.caption_seed, self.labels = augment_seed, source.labels()
+        self.captions: Tensor | None = None  # (M, length) int16, those of a sample one after the other
+        if source.has_captions:
+            texts = [source.captions(i) or ("",) for i in range(self.count)]
+            self.counts = np.array([len(own) for own in texts], dtype=np.int64)
+            self.starts = np.cumsum(self.counts) - self.counts
+            self.captions = torch.empty(int(self.counts.sum()), caption_length, dtype=torch.int16)
+            for row, text in zip(self.captions, (text for own in texts for text in own), strict=True):
+                row.copy_(encode_caption(text, caption_length))
         self._mirrored: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -166,7 +162,10 @@ class LatentDataset:
         view = 0 if self.augment_seed is None else self._mirror(self.augment_seed, epoch)[index]
         x = torch.from_numpy(self.shards.take(index, view))
         chosen = torch.from_numpy(index)
-        condition = {name: values[chosen].long() for name, values in self.conditions.items()}
+        condition = {} if self.labels is None else {"class": self.labels[chosen]}
+        if self.captions is not None:
+            drawn = drawn_captions(self.counts[index], self.caption_seed, epoch, index)
+            condition["caption"] = self.captions[torch.from_numpy(self.starts[index] + drawn)].long()
         return Batch(x, chosen, condition, epoch)
 
     def collate(self, batch: Batch) -> Batch:

@@ -22,7 +22,7 @@ from ldm_lightning.data.cache import cache_folder
 from ldm_lightning.data.picture import open_picture
 from ldm_lightning.errors import UserError
 
-__all__ = ["Finding", "content_hash", "scan", "select"]
+__all__ = ["Finding", "content_hash", "report", "scan", "select"]
 
 _BLOCK = 1024
 _NAMED = 5
@@ -98,8 +98,21 @@ def scan(names: Sequence[str], stamps: Sequence[str], read: Callable[[int], byte
     return [findings[name] for name in names]
 
 
-def _report(collection: str, total: int, bad: Sequence[str], max_bad_fraction: float, *, what: str, mend: str) -> None:
-    """Warn about pictures left out, or refuse when they are too many."""
+def report(
+    collection: str,
+    total: int,
+    bad: Sequence[str],
+    max_bad_fraction: float,
+    *,
+    what: str,
+    mend: str,
+    then: str = "they are left out",
+) -> None:
+    """Warn about pictures with a fault, saying what becomes of them, or refuse when they are too many.
+
+    Raises:
+        UserError: they are more than a share of ``max_bad_fraction``, which allows one unless it is 0, or all.
+    """
     if not bad:
         return
     listed = ", ".join(bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
@@ -108,7 +121,7 @@ def _report(collection: str, total: int, bad: Sequence[str], max_bad_fraction: f
     allowed = max(1.0, max_bad_fraction * total) if max_bad_fraction > 0 else 0.0
     if len(bad) > allowed or len(bad) == total:
         raise UserError(f"{message}; {mend}")
-    warnings.warn(f"{message}; they are left out", stacklevel=2)
+    warnings.warn(f"{message}; {then}", stacklevel=2)
 
 
 def select(
@@ -130,12 +143,12 @@ def select(
     total = len(names)
     bad = [f"{name} ({finding.error})" for name, finding in zip(names, findings, strict=True) if finding.error]
     mend = "remove them or raise data.source.max_bad_fraction"
-    _report(collection, total, bad, max_bad_fraction, what="cannot be read", mend=mend)
+    report(collection, total, bad, max_bad_fraction, what="cannot be read", mend=mend)
     sides = {i: min(finding.width, finding.height) for i, finding in enumerate(findings) if not finding.error}
     small = [f"{names[i]} ({findings[i].width}x{findings[i].height})" for i, side in sides.items() if side < min_size]
     mend = (
         f"the smallest side is {min(sides.values())}: set data.transform.upscale=true, a smaller data.transform.size, "
         "or raise data.source.max_bad_fraction"
     )
-    _report(collection, total, small, max_bad_fraction, what=f"are smaller than {min_size} pixels", mend=mend)
+    report(collection, total, small, max_bad_fraction, what=f"are smaller than {min_size} pixels", mend=mend)
     return [i for i, side in sides.items() if side >= min_size]

@@ -32,7 +32,7 @@ class Source(Protocol):
 
     @property
     def has_captions(self) -> bool:
-        """Whether `caption` answers with text."""
+        """Whether pictures have texts, those perhaps excepted that lack theirs."""
         ...
 
     def prepare(self, min_size: int = 1) -> None:
@@ -60,8 +60,8 @@ class Source(Protocol):
         """Position of the picture's class in `class_names`; None when unlabelled."""
         ...
 
-    def caption(self, i: int) -> str | None:
-        """Text of the picture, possibly empty; None when the source has no captions."""
+    def captions(self, i: int) -> tuple[str, ...]:
+        """Texts of the picture, none of them blank; empty when it has none."""
         ...
 
     def content_hash(self, i: int) -> bytes:

@@ -24,7 +24,7 @@ def test_array_source(array):
     source = array(6)
     assert len(source) == 0  # lazy
     source.prepare(min_size=8)
-    assert (len(source), source.label(4), source.caption(0)) == (6, 1, None)
+    assert (len(source), source.label(4), source.captions(0)) == (6, 1, ())
     assert source.picture(0).size == (8, 8)
     assert len({source.content_hash(i) for i in range(6)}) == 6
     expected = hashlib.blake2b(b"(8, 8, 3)" + source.picture(2).tobytes(), digest_size=16).digest()

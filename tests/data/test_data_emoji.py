@@ -30,7 +30,7 @@ def own(emoji_package, tmp_path) -> Path:
 
 def test_captions_classes_and_white_ground(emoji_package):
     source = prepared(emoji_package)
-    captions = [source.caption(i) for i in range(len(source))]
+    captions = [source.captions(i)[0] for i in range(len(source))]
     assert len(captions) == 60 == len(set(captions))
     assert {"sign 1", "sign 1, light skin tone", "sign 1, dark and medium-light skin tone"} <= set(captions)
     assert source.class_names == ("People & Body", "Symbols")
@@ -50,13 +50,13 @@ def test_all_tones_of_an_emoji_are_on_one_side_of_every_split(emoji_package):
         sides: dict[str, set[str]] = {}
         for split in ("train", "validation"):
             for i in data._splits[split] if data.sizes[split] else ():
-                sides.setdefault(source.caption(int(i)).split(",")[0], set()).add(split)
+                sides.setdefault(source.captions(int(i))[0].split(",")[0], set()).add(split)
         assert all(len(side) == 1 for side in sides.values())
         # By their own content, tones would have been parted.
         by_content = DataModule(Apart(source), ImageTransform(64), validation=tenths / 10)
         by_content.setup()
         names = [
-            {source.caption(int(i)).split(",")[0] for i in by_content._splits[split]}
+            {source.captions(int(i))[0].split(",")[0] for i in by_content._splits[split]}
             for split in ("train", "validation")
         ]
         parted |= bool(names[0] & names[1])
@@ -83,7 +83,7 @@ def test_equal_pictures_are_on_one_side_too(own):
     folder = own / "img" / "maker" / "64"
     shutil.copy(folder / "1.png", folder / "3.png")
     source = prepared(own)
-    keys = {source.caption(i): source.split_key(i) for i in range(len(source))}
+    keys = {source.captions(i)[0]: source.split_key(i) for i in range(len(source))}
     assert keys["sign 1"] == keys["sign 3"] == keys["sign 1, light skin tone"] != keys["sign 5"]
     assert len(set(keys.values())) == 39
 
@@ -92,7 +92,9 @@ def test_pictures_that_the_table_leaves_out_are_left_out(own):
     rows = json.loads((own / "emoji.json").read_text())
     (own / "emoji.json").write_text(json.dumps(rows[:7]))
     source = prepared(own)
-    assert {source.caption(i).split(",")[0] for i in range(len(source))} == {f"sign {number}" for number in range(7)}
+    assert {source.captions(i)[0].split(",")[0] for i in range(len(source))} == {
+        f"sign {number}" for number in range(7)
+    }
     assert len(source) == 7 + 2 * 2
 
 
@@ -130,7 +132,7 @@ def test_the_published_package():
     source = prepared(root)
     assert len(source) > 3700
     assert len(source.class_names) == 10
-    captions = {source.caption(i) for i in range(len(source))}
+    captions = {source.captions(i)[0] for i in range(len(source))}
     assert {"face with tears of joy", "handshake, light and dark skin tone"} <= captions
     data = DataModule(source, ImageTransform(64), validation=0.2)
     assert 0.14 < data.sizes["validation"] / len(source) < 0.26  # families are large, so shares scatter

@@ -28,7 +28,7 @@ def test_finds_pictures_at_any_depth_in_order(pictures):
     assert source.name == "pictures"
     assert source.class_names == ("a", "b", "c")
     assert [source.label(i) for i in range(len(source))] == [0, 1, 2]
-    assert source.caption(0) is None
+    assert source.captions(0) == ()
 
 
 def test_pictures_outside_folders_make_it_unlabelled(pictures):
@@ -203,7 +203,7 @@ def test_captions(pictures, name):
     (root / name).write_text(TABLES[name], encoding="utf-8-sig" if name == "c.csv" else "utf-8")
     source = prepared(root, captions=name)
     assert source.has_captions
-    assert [source.caption(i) for i in range(3)] == ["a cat, black", "Hündchen", ""]
+    assert [source.captions(i) for i in range(3)] == [("a cat, black",), ("Hündchen",), ()]
     assert [source.label(i) for i in range(3)] == [0, 1, 1]
 
 
@@ -212,7 +212,6 @@ def test_captions(pictures, name):
     [
         ("c.csv", "file,caption\na/1.pgn,x\n", r"c\.csv:2 names no picture: 'a/1\.pgn'; did you mean 'a/1\.png'"),
         ("c.csv", "file,captions\na/1.png,x\n", "no column 'caption'.*did you mean 'captions'"),
-        ("c.csv", "file,caption\na/1.png,x\na/1.png,y\n", "second caption"),
         ("c.csv", b"file,caption\na/1.png,\xff\n", "UTF-8"),
         ("c.jsonl", '{"file": "a/1.png"}\n', "no column 'caption'"),
         ("c.jsonl", "{broken\n", "is not a .jsonl table"),
@@ -229,7 +228,7 @@ def test_wrong_captions(pictures, name, content, message):
 
 
 def test_missing_captions_file(pictures):
-    with pytest.raises(UserError, match=r"check data\.source\.captions"):
+    with pytest.raises(UserError, match=r"nowhere\.csv is neither below data\.root .* nor in the current folder"):
         prepared(pictures("a/1.png"), captions="nowhere.csv")
 
 
@@ -239,4 +238,4 @@ def test_caption_of_a_picture_left_out_is_no_mistake(pictures):
     (root / "c.csv").write_text("file,caption\nbad.png,x\n1.png,y\n")
     with pytest.warns(UserWarning, match=r"bad\.png"):
         source = prepared(root, captions="c.csv", max_bad_fraction=0.5)
-    assert source.caption(0) == "y"
+    assert source.captions(0) == ("y",)

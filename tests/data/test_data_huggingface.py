@@ -48,7 +48,7 @@ def test_local_parquet(table, noise):
     assert np.array_equal(source.picture(2), noise(2, (12, 12)))
     assert source.class_names == ("cat", "dog", "owl")  # all declared, though no owl is there
     assert [source.label(i) for i in range(4)] == [1, 0, 1, 1]
-    assert [source.caption(i) for i in range(4)] == ["a", "", "ç", "d"]
+    assert [source.captions(i) for i in range(4)] == [("a",), (), ("ç",), ("d",)]
     assert len({source.content_hash(i) for i in range(4)}) == 4
 
 
@@ -61,7 +61,7 @@ def test_labels_without_declared_names(table, labels, names, expected):
     source.prepare()
     assert source.class_names == names
     assert [source.label(i) for i in range(3)] == expected
-    assert source.caption(0) is None
+    assert source.captions(0) == ()
 
 
 def test_unlabelled(table):

@@ -56,7 +56,7 @@ def finish(writer: Writer, source: Source) -> None:
     if source.class_names:
         samples["label"] = np.array([source.label(i) for i in every])
     if source.has_captions:
-        texts = [(source.caption(i) or "").encode() for i in every]
+        texts = ["".join(source.captions(i)).encode() for i in every]
         samples["caption"] = np.frombuffer(b"".join(texts), np.uint8)
         samples["caption_end"] = np.cumsum([len(text) for text in texts])
     (writer.root / "first_stage").mkdir(exist_ok=True)
@@ -172,7 +172,7 @@ def test_captions_come_from_the_cache(pictures, tmp_path):
     ours.setup()
     assert ours.has_captions
     assert ours.fingerprint == theirs.fingerprint
-    assert [ours.source.caption(i) for i in range(3)] == ["aé", "", "a longer text"]
+    assert [ours.source.captions(i) for i in range(3)] == [("aé",), (), ("a longer text",)]
     (batch,), (expected,) = ours._evaluation(LatentDataset, np.arange(3)), theirs.loader("train")
     assert batch.condition.keys() == {"caption"}
     assert batch.condition["caption"].dtype == torch.int64
