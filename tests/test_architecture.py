@@ -19,7 +19,7 @@ PACKAGE = "ldm_lightning"
 ROOT = Path(ldm_lightning.__file__).parent
 LONGEST = 450  # lines
 
-LEAVES = {"errors", "rng", "artifact"}
+LEAVES = {"errors", "rng", "artifact", "precision"}
 # Beside itself and the leaves, a room may import these; the command line may import everything.
 MAY_IMPORT = {
     "nn": set(),

@@ -215,12 +215,16 @@ def first_stage(config: DictConfig, autoencoder: Autoencoder | None = None) -> F
     with torch.no_grad():
         if module.loss.perceptual is not None:
             module.loss.perceptual(picture, picture)
-        if module.adversary is not None:
-            if module.adversary.balance is not None and str(config.trainer.precision).startswith("16"):
+        balanced = {"adversary": module.adversary} | {
+            f"regularizers.{name}": part for name, part in module.regularizers.items()
+        }
+        for name, part in balanced.items():
+            if getattr(part, "balance", None) is not None and str(config.trainer.precision).startswith("16"):
                 raise UserError(
-                    "first_stage.adversary.balance compares gradients that float16 cannot hold: set "
-                    "trainer.precision=bf16-mixed or 32-true, or first_stage.adversary.balance=null"
+                    f"first_stage.{name}.balance compares gradients that float16 cannot hold: set "
+                    f"trainer.precision=bf16-mixed or 32-true, or first_stage.{name}.balance=null"
                 )
+        if module.adversary is not None:
             _check_optimizer(partial(optimizer, **module.adversary.optimizer), "first_stage.adversary.optimizer")
             module.adversary.discriminator.eval()(picture)
             module.adversary.discriminator.train()

@@ -43,12 +43,13 @@ class Denoiser(nn.Module):
         """The network's own output, the space in which the loss is taken.
 
         Args:
-            z: (B, C, *space) corrupted latents.
-            t: (B,) times in [0, 1].
+            z: (B, C, *space) corrupted latents; in the network's precision, and so is every answer.
+            t: (B,) times in [0, 1], at least in single precision: lower ones cannot tell neighbouring steps apart.
             condition: tensors by name, first dimension B.
             drop: (B,) bool, True where the condition is replaced by the learned null condition.
         """
-        output: Tensor = self.network(*self.prediction.question(self.path, z, t), condition, drop)
+        asked, time = self.prediction.question(self.path, z, t)
+        output: Tensor = self.network(asked.to(z.dtype), time, condition, drop)
         return output.to(z.dtype)  # conversions are made in full precision also under autocast
 
     def target(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -64,4 +65,4 @@ class Denoiser(nn.Module):
 
     def answer(self, z: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """What :meth:`clean` answers, from the network's ``output``."""
-        return self.prediction.answer(z, output, *self.path.coefficients(t, z))
+        return self.prediction.answer(z, output, *self.path.coefficients(t, z)).to(z.dtype)

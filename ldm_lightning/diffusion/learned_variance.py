@@ -16,7 +16,8 @@ The squared error says nothing about f. It is trained by the variational bound, 
 gradient (:class:`~ldm_lightning.diffusion.objective.VarianceBound`).
 
 The last step, to s = 0, has no noise, but a density of the clean data in the bound: its lower extreme is that of the
-step before, as in the published code. It is a Gaussian, as latents are continuous.
+step before, as in the published code. It is a Gaussian, as latents are continuous; for points of a lattice it is the
+Gaussian's integral over a cell.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.denoiser import Denoiser
+from ldm_lightning.diffusion.dequantization import cell_log_mass
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath, expand
 from ldm_lightning.diffusion.prediction import LearnedVariance
@@ -115,7 +117,15 @@ def extremes(added: T, alpha: tuple[T, T], sigma: tuple[T, T]) -> tuple[T, T]:
     return sigma[0] ** 2 * added, sigma[1] ** 2 * added * power[0] / power[1]
 
 
-def step_nats(path: GaussianPath, z0: Tensor, clean: Tensor, fraction: Tensor, times: tuple[Tensor, ...]) -> Tensor:
+def step_nats(
+    path: GaussianPath,
+    z0: Tensor,
+    clean: Tensor,
+    fraction: Tensor,
+    times: tuple[Tensor, ...],
+    *,
+    cells: Tensor | None = None,
+) -> Tensor:
     """The bound's term of one step: KL(q(z_s | z_t, z_0) || p(z_s | z_t)), or -log p(z_0 | z_t) where s is 0.
 
     Args:
@@ -124,6 +134,7 @@ def step_nats(path: GaussianPath, z0: Tensor, clean: Tensor, fraction: Tensor, t
         clean: as the model predicts them from z_t.
         fraction: f, likewise.
         times: (B,) each: s, t, and the start of the step before, above t.
+        cells: widths of a lattice's cells, which broadcast over ``z0``; None for continuous latents.
 
     Returns:
         (B,) nats per latent dimension, in the precision of the times.
@@ -138,7 +149,10 @@ def step_nats(path: GaussianPath, z0: Tensor, clean: Tensor, fraction: Tensor, t
     point = expand(last, z0)
     width = torch.where(point, 0.0, lower)
     constant = torch.where(point, math.log(2 * math.pi), -lower.log() - 1)
-    return (log_variance + constant + (width + error) / log_variance.exp()).flatten(1).mean(1) / 2
+    twice = log_variance + constant + (width + error) / log_variance.exp()
+    if cells is not None:
+        twice = torch.where(point, -2 * cell_log_mass(z0 - clean, (log_variance / 2).exp(), cells), twice)
+    return twice.flatten(1).mean(1) / 2
 
 
 def _extremes_at(path: GaussianPath, s: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

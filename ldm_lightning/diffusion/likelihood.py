@@ -13,17 +13,21 @@ Gaussian path. With SNR = :math:`\alpha^2 / \sigma^2` it is the expectation over
 .. math:: KL(q(z_1 | z_0) \| p(z_1)) + \sum_{k=2}^{T} \tfrac12 \left(SNR(t_{k-1}) - SNR(t_k)\right)
           \|z_0 - \hat z_0(z_{t_k})\|^2 - \log p(z_0 | z_{t_1}) .
 
-Latents are continuous, so their decoder :math:`p(z_0 | z_{t_1})` is a Gaussian around the prediction with the variance
-:math:`\sigma^2 / (\alpha^2 + \sigma^2)` that standardized latents have given :math:`z_{t_1}`; the integrals over 255
-bins that pixel models use mean nothing here.
+The decoder :math:`p(z_0 | z_{t_1})` of continuous latents is a Gaussian around the prediction with the variance
+:math:`\sigma^2 / (\alpha^2 + \sigma^2)` that standardized latents have given :math:`z_{t_1}`.
+
+**Discrete latents** on a Gaussian path (bits or codes as numbers, pixels of 8 bits) have no density: what is measured
+is a bound on their probability, see :mod:`~ldm_lightning.diffusion.dequantization`. The ODE then starts where its noise
+just fits into the lattice's cells, and the decoder of the bound is the Gaussian's integral over a cell.
 
 On a Bernoulli path the bound is the same sum of divergences, of the ancestral sampler of bits, and every one is known
 exactly; its last term is the cross-entropy of the clean bits. There is no flow to follow, hence no exact likelihood.
 
 Figures are in nats per latent dimension, lower is better, and compare only between models on the same first stage. On
-a Gaussian path they are densities of *standardized latents*, and negative values are normal; those of bits are
-probabilities, and fair coins cost log 2. Bits per dimension of the pictures would need the likelihood of the first
-stage's decoder as well and are not offered.
+a Gaussian path they are densities of *standardized latents*, and negative values are normal; those of bits and of
+other discrete latents are probabilities, and fair coins cost log 2. Bits per dimension of the pictures would need the
+likelihood of the first stage's decoder as well and are not offered; only where latents are the pixels is it the figure
+over log 2.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from ldm_lightning.diffusion.dequantization import HALF_CELL, cell_log_mass, cell_noise
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.learned_variance import VarianceDenoise, step_nats
 from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath
@@ -73,8 +78,10 @@ class LikelihoodMethod(Protocol):
 
     label: ClassVar[str]
 
-    def __call__(self, denoise: Denoise, path: Any, z0: Tensor, streams: Streams) -> Likelihood:
-        """Measure the clean latents ``z0`` (B, C, *space)."""
+    def __call__(
+        self, denoise: Denoise, path: Any, z0: Tensor, streams: Streams, *, spacing: Tensor | None = None
+    ) -> Likelihood:
+        """Measure the clean latents ``z0`` (B, C, *space), points of a lattice if there is a ``spacing`` (C or 1,)."""
         ...
 
 
@@ -82,6 +89,23 @@ def prior_log_density(path: GaussianPath, z: Tensor) -> Tensor:
     """(B,) log-density of z at t = 1 under N(0, alpha(1)^2 + sigma(1)^2), where samplers start."""
     alpha, sigma = path.schedule.alpha_sigma(z.new_ones(()))
     return _normal(z, alpha**2 + sigma**2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Where the flow sets out from.
+
+    Attributes:
+        z: (B, C, *space) float64.
+        clock: c there.
+        log_scale: log(alpha + sigma) there.
+        log_density: (B,) per dimension, of the noise that ``z`` holds to fill its cells; 0 without.
+    """
+
+    z: Tensor
+    clock: Tensor
+    log_scale: Tensor
+    log_density: Tensor | float
 
 
 @dataclass(frozen=True)
@@ -95,7 +119,8 @@ class ProbabilityFlow:
         probes: random directions of Hutchinson's estimate of the divergence, each costing one gradient an evaluation;
             the result is exact in expectation (Grathwohl et al. 2019). None: the exact divergence by one gradient a
             dimension, for few dimensions.
-        start: c at which the latents are taken to be clean; at 0 itself the velocity is 0 / 0.
+        start: c at which the latents are taken to be clean; at 0 itself the velocity is 0 / 0. Discrete latents start
+            where their lattice says.
     """
 
     label: ClassVar[str] = "nll"
@@ -118,6 +143,8 @@ class ProbabilityFlow:
         z0: Tensor,
         streams: Streams,
         terminal: LogDensity | None = None,
+        *,
+        spacing: Tensor | None = None,
     ) -> Likelihood:
         """Measure the clean latents.
 
@@ -125,18 +152,19 @@ class ProbabilityFlow:
             denoise: the model, in the precision of ``z0``; the flow itself is integrated in float64.
             path: its path.
             z0: (B, C, *space) latents.
-            streams: where the probes of each sample come from; they stay the same along the whole flow.
+            streams: where the probes of each sample come from, which stay the same along the whole flow, and its noise.
             terminal: (B, C, *space) latents at t = 1 -> (B,) log-density; :func:`prior_log_density` by default.
+            spacing: (C or 1,) distance of neighbouring latents where they are points of a lattice; the result is a
+                bound on their probability, in expectation.
 
         Raises:
             UserError: the solver's steps become too small for the tolerance.
         """
         from torchdiffeq import odeint  # brings scipy, which takes a second
 
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=z0.device)
-        alpha, sigma = path.schedule.alpha_sigma(ends)
-        first, last = torch.clamp(sigma / (alpha + sigma), min=self.start)
-        scale = (alpha + sigma).log()
+        start = self._clean(z0) if spacing is None else _within_cells(path, z0, streams, spacing)
+        alpha, sigma = path.schedule.alpha_sigma(start.clock.new_ones(()))
+        last, log_scale = sigma / (alpha + sigma), (alpha + sigma).log()
         directions = self._directions(z0, streams)
         dimensions, evaluations, tol = z0[0].numel(), 0, self.tolerance
 
@@ -147,7 +175,7 @@ class ProbabilityFlow:
             a, s = path.coefficients(t, z0)
             with torch.enable_grad():
                 y = state[0].detach().requires_grad_()
-                clean = denoise(((a + s) * y).to(z0.dtype), t.to(z0.dtype))
+                clean = denoise(((a + s) * y).to(z0.dtype), t.to(torch.promote_types(z0.dtype, torch.float32)))
                 flow = velocity(y, c, clean.double())
                 divergence = torch.zeros_like(state[1])
                 for direction in directions:
@@ -156,17 +184,23 @@ class ProbabilityFlow:
             return flow.detach(), divergence / (dimensions * (self.probes or 1))
 
         with torch.no_grad():
-            state = z0.double() / scale[0].exp(), z0.new_zeros(len(z0), dtype=torch.float64)
+            state = start.z / start.log_scale.exp(), z0.new_zeros(len(z0), dtype=torch.float64)
             # Where the path ends a step has to end, for the solver would go beyond and interpolate back.
-            options = {"first_step": (last - first) / 100, "step_t": last[None], "norm": _worst}
-            both = torch.stack([first, last])
+            options = {"first_step": (last - start.clock) / 100, "step_t": last[None], "norm": _worst}
+            both = torch.stack([start.clock, last])
             try:
                 (_, y1), (_, change) = odeint(slope, state, both, rtol=tol, atol=tol, method="dopri5", options=options)
             except AssertionError as error:
                 raise UserError(f"likelihood.tolerance={tol} is not reached ({error}): set a larger one") from error
-            z1 = scale[1].exp() * y1
+            z1 = log_scale.exp() * y1
             log_density = prior_log_density(path, z1) if terminal is None else terminal(z1)
-        return Likelihood(scale[0] - scale[1] - change - log_density / dimensions, evaluations)
+        nats = start.log_scale - log_scale - change - log_density / dimensions
+        return Likelihood(nats + start.log_density, evaluations)
+
+    def _clean(self, z0: Tensor) -> _Start:
+        """Continuous latents, as they are."""
+        z = z0.double()
+        return _Start(z, z.new_tensor(self.start), z.new_zeros(()), 0.0)
 
     def _directions(self, z0: Tensor, streams: Streams) -> Tensor:
         """(K, B, C, *space): unit vectors, or Rademacher probes."""
@@ -175,6 +209,20 @@ class ProbabilityFlow:
             return basis.view(-1, 1, *z0.shape[1:]).expand(-1, *z0.shape)
         signs = [streams.uniform(f"likelihood/{probe}", z0.shape[1:]) < 0.5 for probe in range(self.probes)]
         return 2 * torch.stack(signs).double() - 1
+
+
+def _within_cells(path: GaussianPath, z0: Tensor, streams: Streams, spacing: Tensor) -> _Start:
+    """Points of a lattice with the path's own noise, at the level at which it just fits into the narrowest cells."""
+    width = _cells(spacing.double(), z0)
+    level = width.min() / (2 * HALF_CELL)  # sigma / alpha
+    alpha, sigma = path.schedule.scale(-2 * level.log())
+    noise, log_density = cell_noise(streams.uniform("cell", z0.shape[1:]), width / (2 * level))
+    return _Start(
+        alpha * z0.double() + sigma * noise,
+        sigma / (alpha + sigma),
+        (alpha + sigma).log(),
+        (log_density - sigma.log()).flatten(1).mean(1),
+    )
 
 
 def bound_grid(steps: int, schedule: Schedule) -> Tensor:
@@ -212,7 +260,13 @@ class VariationalBound:
 
     @torch.no_grad()
     def __call__(
-        self, denoise: Denoise, path: GaussianPath | BernoulliPath, z0: Tensor, streams: Streams
+        self,
+        denoise: Denoise,
+        path: GaussianPath | BernoulliPath,
+        z0: Tensor,
+        streams: Streams,
+        *,
+        spacing: Tensor | None = None,
     ) -> Likelihood:
         """Measure the clean latents.
 
@@ -221,20 +275,24 @@ class VariationalBound:
             path: its path.
             z0: (B, C, *space) latents.
             streams: where the noise of each sample comes from.
+            spacing: (C or 1,) distance of neighbouring latents where, on a Gaussian path, they are points of a lattice.
         """
         if isinstance(path, BernoulliPath):
             return Likelihood(self._of_bits(denoise, path, z0, streams), self.steps)
-        return Likelihood(self._of_latents(denoise, path, z0, streams), self.steps)
+        return Likelihood(self._of_latents(denoise, path, z0, streams, spacing), self.steps)
 
-    def _of_latents(self, denoise: Denoise, path: GaussianPath, z0: Tensor, streams: Streams) -> Tensor:
+    def _of_latents(
+        self, denoise: Denoise, path: GaussianPath, z0: Tensor, streams: Streams, spacing: Tensor | None
+    ) -> Tensor:
         """(B,) bound on a Gaussian path."""
         if isinstance(denoise, VarianceDenoise) and self.steps < 2:
             raise UserError("likelihood.steps=1: a learned variance needs at least 2")
         data = z0.double()
+        width = None if spacing is None else _cells(spacing.double(), data)
         schedule = host(path.schedule)
         times = self.grid(self.steps, schedule).flip(0)
         alpha, sigma = (part.to(z0.device)[:, None] for part in schedule.alpha_sigma(times))
-        exact, times = times.to(z0.device), times.to(z0)
+        exact, times = times.to(z0.device), times.to(z0.device, torch.promote_types(z0.dtype, torch.float32))
         snr = (alpha / sigma).square()
         # KL of N(alpha z_0, sigma^2) and the prior N(0, alpha^2 + sigma^2) at t = 1.
         power = alpha[-1] ** 2 + sigma[-1] ** 2
@@ -246,13 +304,16 @@ class VariationalBound:
             clean = denoise(path.corrupt(z0, t, noise), t).double()
             if isinstance(denoise, VarianceDenoise):
                 around = exact[[k - 1, k, min(k + 1, self.steps)], None].expand(-1, len(z0)).unbind()
-                nats = nats + step_nats(path, data, clean, denoise.fraction, around)
+                nats = nats + step_nats(path, data, clean, denoise.fraction, around, cells=width)
             elif k > 1:
                 error = (data - clean).square().flatten(1).mean(1)
                 nats = nats + (snr[k - 1] - snr[k]) * error / 2
             else:
                 variance = sigma[1] ** 2 / (alpha[1] ** 2 + sigma[1] ** 2)
-                nats = nats - _normal(data - clean, variance) / data[0].numel()
+                if width is None:
+                    nats = nats - _normal(data - clean, variance) / data[0].numel()
+                else:
+                    nats = nats - cell_log_mass(data - clean, variance.sqrt(), width).flatten(1).mean(1)
         return nats
 
     def _of_bits(self, denoise: Denoise, path: BernoulliPath, z0: Tensor, streams: Streams) -> Tensor:
@@ -271,6 +332,11 @@ class VariationalBound:
             else:
                 nats = nats + path.loss(logits, (1 + data) / 2)
         return nats
+
+
+def _cells(spacing: Tensor, like: Tensor) -> Tensor:
+    """View (C or 1,) so that it broadcasts over ``like`` (B, C, *space)."""
+    return spacing.to(like.device).view(1, -1, *[1] * (like.ndim - 2))
 
 
 def _normal(z: Tensor, variance: Tensor) -> Tensor:

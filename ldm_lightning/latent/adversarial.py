@@ -161,7 +161,7 @@ def lecam(real: Tensor, fake: Tensor, anchors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AdaptiveWeight:
-    """The ratio of gradient norms at the decoder's last layer, at most ``cap``, without gradient.
+    """The ratio of gradient norms at a last layer, at most ``cap``, without gradient.
 
     The gradients are those of the batch over all processes, so that these agree on the weight, and are of float32
     parameters, so that the weight is float32 under mixed precision too.
@@ -183,7 +183,7 @@ class AdaptiveWeight:
 
         Args:
             reconstruction: loss of this process, a scalar whose graph is kept.
-            adversarial: the generator's loss, likewise.
+            adversarial: what is to be weighted, the generator's loss for one, likewise.
             last_layer: the parameter both are differentiated by.
         """
         with torch.autocast(last_layer.device.type, enabled=False):
@@ -197,7 +197,8 @@ def _gradient(loss: Tensor, parameter: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)
     if gradient is None:
         raise UserError(
-            "the adaptive weight needs the decoder's output layer, but the weight that it registers last makes no "
-            "pictures: register the output layer last, or set first_stage.adversary.balance=null"
+            "the adaptive weight needs the output layer of decoder or encoder, but the weight that it registers last "
+            "makes no pictures or latents: register the output layer last, or set first_stage.adversary.balance=null "
+            "(of a regularizer: its balance=null)"
         )
     return gradient

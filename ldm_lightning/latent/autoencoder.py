@@ -51,6 +51,11 @@ class Autoencoder(nn.Module):
         return [parameter for parameter in self.decoder.parameters() if parameter.ndim > 1][-1]
 
     @property
+    def encoder_layer(self) -> nn.Parameter:
+        """The last weight of the encoder, where the pulls of two losses at the latents are compared."""
+        return [parameter for parameter in self.encoder.parameters() if parameter.ndim > 1][-1]
+
+    @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
         return self.bottleneck.latent_channels

@@ -65,9 +65,10 @@ class FrozenFirstStage:
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] of standardized latents."""
+        """Pictures (B, C, H, W) in [-1, 1] of standardized latents, whatever the precision of these."""
+        weight = next(self.autoencoder.parameters(), None)
         with torch.autocast(z.device.type, enabled=False):
-            return self.autoencoder.decode(self.scale.unstandardize(z))
+            return self.autoencoder.decode(self.scale.unstandardize(z if weight is None else z.to(weight.dtype)))
 
     @torch.no_grad()
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm_lightning.errors import UserError
+from ldm_lightning.latent.adversarial import AdaptiveWeight
 from ldm_lightning.latent.term import Term
 from ldm_lightning.rng import Streams
 
@@ -31,18 +32,29 @@ class Passage:
         z: posterior draws (B, c, h, w), with their gradient.
         decode: latents -> pictures, in training.
         streams: one stream, the same for the whole step on every process, on the CPU.
+        fidelity: distances of the reconstruction, weighted and summed, a scalar with its graph.
+        encoder_layer: the last weight of the encoder.
     """
 
     x: Tensor
     z: Tensor
     decode: Callable[[Tensor], Tensor]
     streams: Streams
+    fidelity: Tensor
+    encoder_layer: Tensor
 
 
 class Equivariance(nn.Module):
     """EQ-VAE (Kouzelis et al. 2025): scaled and rotated latents decode to scaled and rotated pictures.
 
     A step draws one scale, uniform in [``least``, 1], and one of the four right-angle rotations.
+
+    This is a term of its own, at every step, and costs a second pass of the decoder. The published code has no such
+    term. It changes what its whole loss (pixels, perception, adversary) is taken of, step by step: in half of the steps
+    of transformed latents and pictures, always both scaled, by 8/32 to 31/32, and turned, by one to three right angles;
+    in an eighth of pictures that are small from the start; and in the rest as usual. Here every step keeps the usual
+    loss, so that it means the same in training and validation, under accumulation and for the adversary, which sees
+    pictures of one size. And resizing averages, where theirs picks, since what aliases is not equivariant.
 
     Args:
         distance: (reconstruction, picture) -> scalar.
@@ -92,12 +104,21 @@ class Alignment(nn.Module):
     Two hinges, each satisfied within its margin: every latent, linearly projected, points in the direction of the
     feature at its place; and within a picture, the cosine similarities between places are those of the features.
 
+    By default the similarities are those of the latents themselves, which the second stage will see, and the weight is
+    a constant, so that the loss is one and the same function throughout. The published code compares projected latents
+    in both hinges and balances the weight by gradients: ``projected`` and ``balance``, both set by
+    ``regularizer=va_vae``. Beyond that its features are DINOv2's or MAE's, on a grid as fine as the latents', and here
+    those of any network, interpolated to the latents' places.
+
     Args:
         features: the frozen network; kept out of checkpoints, optimizers and DDP.
         latent_channels: channels of a latent.
         weight: of the term.
         angle: margin of 1 - cosine, in [0, 2).
         structure: margin of the difference between similarities, in [0, 2).
+        projected: take the similarities between projected latents.
+        balance: multiplies the weight by the ratio of the gradients of reconstruction and alignment at the encoder's
+            last layer; None leaves it constant.
     """
 
     def __init__(
@@ -107,6 +128,9 @@ class Alignment(nn.Module):
         weight: float = 0.1,
         angle: float = 0.5,
         structure: float = 0.25,
+        *,
+        projected: bool = False,
+        balance: AdaptiveWeight | None = None,
     ) -> None:
         super().__init__()
         if not (0 <= angle < 2 and 0 <= structure < 2 and weight > 0):
@@ -116,6 +140,7 @@ class Alignment(nn.Module):
         self.frozen = (features,)  # in a tuple, where nn.Module does not see it
         self.projection = nn.Conv2d(latent_channels, features.dim, 1, bias=False)
         self.weight, self.angle, self.structure = weight, angle, structure
+        self.projected, self.balance = projected, balance
 
     def forward(self, passage: Passage) -> Term:
         """The sum of both hinges, a mean over places and over pairs of places."""
@@ -128,8 +153,11 @@ class Alignment(nn.Module):
             f = F.normalize(features.flatten(2), dim=1)
         with torch.autocast(passage.x.device.type, enabled=False):  # differences of nearly equal cosines
             projected = F.normalize(self.projection(passage.z.float()).flatten(2), dim=1)
-            z = F.normalize(passage.z.float().flatten(2), dim=1)
+            z = projected if self.projected else F.normalize(passage.z.float().flatten(2), dim=1)
             apart = F.relu(1 - self.angle - (projected * f).sum(1)).mean()
             similarity, wanted = z.transpose(1, 2) @ z, f.transpose(1, 2) @ f
             distorted = F.relu((similarity - wanted).abs() - self.structure).mean()
-        return Term(apart + distorted, self.weight)
+        value = apart + distorted
+        if self.balance is None:
+            return Term(value, self.weight)
+        return Term(value, self.weight * self.balance(passage.fidelity, value, passage.encoder_layer))

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ldm_lightning.errors import UserError
+from ldm_lightning.precision import KeepsPrecision
 
 __all__ = ["BitScale", "CodeScale", "LatentScale", "LatentStatistics", "Scale", "per_channel"]
+
+_OFF = 0.05  # of the spacing; half precision, in a cache of latents, moves pixels of 8 bits by 0.03
 
 
 class Scale(Protocol):
@@ -29,6 +32,20 @@ class Scale(Protocol):
 
     def unstandardize(self, z: Tensor) -> Tensor:
         """Standardized latents -> raw latents."""
+        ...
+
+    def spacing(self, z: Tensor) -> Tensor | None:
+        """(C or 1,) distance of neighbouring standardized latents where they are points of a lattice.
+
+        Args:
+            z: (B, C, *space), many of them.
+
+        Returns:
+            None where they are continuous.
+
+        Raises:
+            UserError: they are discrete, but lie on no lattice.
+        """
         ...
 
     def to(self, device: torch.device | str) -> Any:
@@ -56,8 +73,12 @@ class BitScale(nn.Module):
         """-1 and 1 -> ``low`` and ``high``; of analog bits the sign counts, so that a decoder is always given bits."""
         return torch.where(z > 0, self.high, self.low).to(z.dtype)
 
+    def spacing(self, z: Tensor) -> Tensor:
+        """From -1 to 1."""
+        return torch.full((1,), 2.0)
 
-class LatentScale(nn.Module):
+
+class LatentScale(KeepsPrecision):
     """The affine map between raw and standardized latents.
 
     Args:
@@ -95,6 +116,16 @@ class LatentScale(nn.Module):
         """Standardized latents (B, C, *space) -> raw latents."""
         return z * per_channel(self.std, z) + per_channel(self.mean, z)
 
+    def spacing(self, z: Tensor) -> Tensor | None:
+        """None, unless latents are pixels as a file of 8 to 16 bits has them, which is seen by their values."""
+        raw = self.unstandardize(z.double())
+        for bits in range(8, 17):
+            step: Tensor = 2 / (2**bits - 1) / self.std
+            place = (raw + 1) * ((2**bits - 1) / 2)
+            if bool(((place - place.round()).abs() < _OFF).all()):
+                return step
+        return None
+
 
 def per_channel(statistics: Tensor, like: Tensor) -> Tensor:
     """View (C,) so that it broadcasts over ``like`` (B, C, *space)."""
@@ -109,12 +140,14 @@ class CodeScale(nn.Module):
     Args:
         scale: of the codes' channels.
         snap: raw latents (B, C, *space) -> the nearest codes.
+        step: (C,) distance of neighbouring values of a raw channel; None for vectors of a book.
     """
 
-    def __init__(self, scale: LatentScale, snap: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, scale: LatentScale, snap: Callable[[Tensor], Tensor], step: Tensor | None = None) -> None:
         super().__init__()
         self.scale = scale
         self.snap = snap
+        self.step = step
 
     def standardize(self, raw: Tensor) -> Tensor:
         """Codes -> standardized latents."""
@@ -123,6 +156,15 @@ class CodeScale(nn.Module):
     def unstandardize(self, z: Tensor) -> Tensor:
         """Standardized latents -> the nearest codes."""
         return self.snap(self.scale.unstandardize(z))
+
+    def spacing(self, z: Tensor) -> Tensor:
+        """Of the codes' channels, standardized."""
+        if self.step is None:
+            raise UserError(
+                "the likelihood of codes from a book (vq, gumbel) has no meaning on this path: they are points, whose "
+                "density is unbounded, of no lattice, whose cells would bound it; bits, bsq, fsq and kl have one"
+            )
+        return self.step.to(self.scale.std.device) / self.scale.std
 
 
 class _Moments(Protocol):

@@ -24,6 +24,7 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, feature_matching, gradient_penalty, lecam
 from ldm_lightning.latent.ranks import mean_over_ranks
 from ldm_lightning.latent.term import Term, total
+from ldm_lightning.precision import KeepsPrecision
 
 __all__ = ["Adversary", "Judgement"]
 
@@ -44,7 +45,7 @@ class Judgement(NamedTuple):
     said: dict[str, Tensor]
 
 
-class Adversary(nn.Module):
+class Adversary(KeepsPrecision):
     """A discriminator and the rules of its game. All steps are optimizer steps.
 
     Args:

@@ -89,8 +89,9 @@ class FirstStage(pl.LightningModule):
         reconstruction = autoencoder.decode(z)
         terms = self.loss(batch.x, reconstruction, posterior)
         fidelity = total(terms)
-        passage = Passage(batch.x, z, autoencoder.decode, Streams(self.seed, torch.zeros(1, dtype=torch.int64), step))
-        terms |= {name: regularizer(passage) for name, regularizer in self.regularizers.items()}
+        if self.regularizers:
+            passage = self._passage(batch.x, z, terms, step)
+            terms |= {name: regularizer(passage) for name, regularizer in self.regularizers.items()}
         if self.adversary is None:
             loss = objective = total(terms)
         else:
@@ -111,6 +112,17 @@ class FirstStage(pl.LightningModule):
             self.log("train/loss", loss, sync_dist=True, prog_bar=True, batch_size=len(batch))
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return objective
+
+    def _passage(self, x: Tensor, z: Tensor, terms: Mapping[str, Term], step: int) -> Passage:
+        """What regularizers see of a batch."""
+        return Passage(
+            x=x,
+            z=z,
+            decode=self.autoencoder.decode,
+            streams=Streams(self.seed, torch.zeros(1, dtype=torch.int64), step),
+            fidelity=total({name: terms[name] for name in ("reconstruction", "perceptual") if name in terms}),
+            encoder_layer=self.autoencoder.encoder_layer,
+        )
 
     def _log_terms(self, place: str, terms: dict[str, Term], samples: int) -> None:
         """Every term and its weight."""

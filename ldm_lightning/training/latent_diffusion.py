@@ -135,6 +135,7 @@ class LatentDiffusion(pl.LightningModule):
         """
         path, streams, sampler = self.denoiser.path, Streams(seed, index), sampler or self.sampler
         z = path.prior(streams, self.latent_shape)
+        z = z.to(next(self.denoiser.parameters(), z).dtype)
         if self.objective.self_conditioning:
             check_evaluated_once(sampler)
             condition = {**condition, ESTIMATE: torch.zeros_like(z)}

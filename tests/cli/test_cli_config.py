@@ -180,6 +180,11 @@ def test_losses_and_regularizers_are_deltas() -> None:
     assert set(node.regularizers) == {"equivariance", "alignment"}
     assert "adversary" in node
     assert "adversary" not in compose("train").first_stage
+    published = compose("train", "regularizer=va_vae").first_stage.regularizers
+    assert set(published) == {"alignment"}
+    assert published.alignment.projected
+    assert published.alignment.weight == node.regularizers.alignment.weight
+    assert published.alignment.balance.delta == 1e-4
 
 
 def test_every_yaml_says_what_it_is() -> None:

@@ -28,6 +28,7 @@ needs_weights = pytest.mark.skipif(
         (["loss=gan", "first_stage.adversary.optimizer.lr=-1"], r"first_stage\.adversary\.optimizer: .*-1"),
         (["loss=gan", "first_stage.adversary.join=20000"], r"start=20000 .* before join=20000"),
         (["loss=gan", "first_stage.adversary.balance.cap=0"], r"cap=0"),
+        (["regularizer=va_vae", "trainer.precision=16-mixed"], r"first_stage\.regularizers\.alignment\.balance=null"),
         (["first_stage.loss.kl_weight=-1"], r"kl_weight=-1"),
         (["regularizer=equivariance", "first_stage.regularizers.equivariance.least=2"], r"least=2"),
         pytest.param(["loss=perceptual", "+size=16"], r"16x16 are too small.*resize=64", marks=needs_weights),

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ldm_lightning.artifact import read_manifest
 from ldm_lightning.cli import build
-from ldm_lightning.cli.trained import load_first_stage
+from ldm_lightning.cli.trained import load_first_stage, load_latent_diffusion
 from ldm_lightning.metrics.perceptual import ShiftTolerantLpips
 from tests.conftest import TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
 
@@ -152,6 +153,17 @@ def test_likelihood_is_a_figure_with_its_protocol(latent_diffusion_run: Path, ld
     assert figures["probes"] == pytest.approx(figures["ode"], abs=0.05)
     assert figures["ode"] < figures["bound"]
     assert 0.5 < figures["ode"] < 3  # a standard normal has 1.42
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_samples(latent_diffusion_run: Path, dtype: torch.dtype) -> None:
+    """Cast as a whole; its first stage, which it only holds, stays as it is."""
+    module = load_latent_diffusion(latent_diffusion_run).module
+    index, condition = torch.arange(4), {"class": torch.zeros(4, dtype=torch.int64)}
+    single = module.sample(index, condition, seed=0)
+    cast = module.to(dtype).sample(index, condition, seed=0)
+    assert cast.dtype == single.dtype == torch.float32
+    assert (cast - single).abs().mean() < (0.05 if dtype == torch.bfloat16 else 1e-4)
 
 
 def test_a_first_stage_is_measured_by_its_reconstructions(first_stage_run: Path, ldm: Ldm) -> None:

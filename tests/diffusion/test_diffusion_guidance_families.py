@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import Autoguidance, ClassifierFree, Interval, NegativeCondition, foresee
+from ldm_lightning.diffusion.guidance.rescale import rescaled
 from ldm_lightning.diffusion.prediction import Clean, Velocity
 from ldm_lightning.diffusion.sampler import DDIM, DDPM, Euler, Heun, uniform_grid
 from ldm_lightning.errors import UserError
@@ -171,6 +172,28 @@ def test_rescale_of_a_constant_prediction_is_finite(path):
     z, t, condition = question()
     guided = ClassifierFree(3.0, rescale=1.0)(Denoiser(Nothing(), path, Clean()), condition)(z, t)
     assert torch.equal(guided, torch.zeros_like(z))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 1, 1, 1)], ids=["constant", "one element"])
+def test_a_prediction_without_deviation_stays_as_it_is(shape, dtype):
+    """Neither zero over zero, nor rounding over rounding, is a factor."""
+    ripple = 1 + torch.finfo(dtype).eps * torch.arange(2 * shape[1] * shape[2] * shape[3]).remainder(2).view(shape)
+    for level in (3.0, -0.7, 1e-3, 1e3):
+        guided = torch.full(shape, level, dtype=dtype)
+        for towards in (guided, (level * ripple).to(dtype), torch.randn(shape).to(dtype)):
+            assert torch.equal(rescaled(guided, towards, 0.7), guided)
+        noisy = (level * ripple).to(dtype)
+        assert torch.equal(rescaled(noisy, guided, 1.0), noisy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rescale_in_half_precision_is_that_of_double(dtype):
+    towards = torch.randn(4, 4, 8, 8).to(dtype)
+    guided = (3 * towards + torch.randn_like(towards)).to(dtype)
+    answer = rescaled(guided, towards, 0.7)
+    assert answer.dtype == dtype
+    torch.testing.assert_close(answer, rescaled(guided.double(), towards.double(), 0.7).to(dtype))
 
 
 @pytest.mark.parametrize("phi", [-0.1, 1.1])

@@ -444,12 +444,30 @@ def test_a_negative_eta_is_refused(make):
 # --- precision and randomness ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_samples_are_kept_in_single_precision_at_least(sampler, path, dtype):
-    """A thousand times cannot be told apart in bfloat16, nor can small steps be added."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_denoiser_is_asked_and_the_sample_answered_in_the_precision_of_the_latents(sampler, path, dtype):
+    """Its times are not: a thousand of them cannot be told apart in bfloat16."""
+    asked = []
+
+    def watched(z: Tensor, t: Tensor) -> Tensor:
+        asked.append((z.dtype, t.dtype))
+        return shrink(z, t.to(z.dtype))
+
     z = torch.randn(2, 3, dtype=dtype)
-    kept = replace(sampler, steps=3)(shrink, path, z, Streams(0, torch.arange(2)))
-    assert kept.dtype == torch.promote_types(dtype, torch.float32)
+    assert replace(sampler, steps=3)(watched, path, z, Streams(0, torch.arange(2))).dtype == dtype
+    assert set(asked) == {(dtype, torch.promote_types(dtype, torch.float32))}
+
+
+def test_many_small_steps_are_not_lost_in_half_precision(sampler):
+    """Each moves latents by less than bfloat16 resolves: rounded after every one, they would stand still."""
+    path, sampler = GaussianPath(LinearFlow()), replace(sampler, steps=500)
+    z, streams = torch.randn(16, 3).bfloat16(), Streams(0, torch.arange(16))
+
+    def settled(z: Tensor, t: Tensor) -> Tensor:
+        return torch.full_like(z, 0.75)
+
+    whole = sampler(settled, path, z.float(), streams)
+    torch.testing.assert_close(sampler(settled, path, z, streams), whole.bfloat16(), rtol=0, atol=0)
 
 
 def test_single_precision_follows_double(sampler, path, data):
@@ -540,9 +558,10 @@ def test_adaptive_solver_names_its_methods():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_adaptive_samples_are_kept_in_single_precision_at_least(path, dtype):
-    out = AdaptiveODE()(shrink, path, torch.randn(2, 3, dtype=dtype), None)
-    assert out.dtype == torch.promote_types(dtype, torch.float32)
+def test_adaptive_samples_are_of_the_precision_of_the_latents(path, dtype):
+    sampler = AdaptiveODE() if dtype != torch.bfloat16 else AdaptiveODE(rtol=0.05, atol=0.05)
+    out = sampler(shrink, path, torch.randn(2, 3, dtype=dtype), None)
+    assert out.dtype == dtype
     assert out.isfinite().all()
 
 

@@ -8,14 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm_lightning.errors import UserError
+from ldm_lightning.latent.adversarial import AdaptiveWeight
 from ldm_lightning.latent.posterior import GaussianPosterior
 from ldm_lightning.latent.reconstruction import ReconstructionLoss
 from ldm_lightning.latent.regularization import Alignment, Equivariance, Passage
 from ldm_lightning.rng import Streams
 
 
-def passage(x: Tensor, z: Tensor, decode=lambda z: z, step: int = 0) -> Passage:
-    return Passage(x, z, decode, Streams(0, torch.zeros(1, dtype=torch.int64), step))
+def passage(x: Tensor, z: Tensor, decode=lambda z: z, step: int = 0, encoder: Tensor | None = None) -> Passage:
+    """Its reconstruction has seven times the pull of the latents' sum at ``encoder``."""
+    fidelity = 7 * z.sum()
+    layer = torch.zeros(1) if encoder is None else encoder
+    return Passage(x, z, decode, Streams(0, torch.zeros(1, dtype=torch.int64), step), fidelity, layer)
 
 
 # --- equivariance ----------------------------------------------------------------------------------------------------
@@ -134,6 +138,27 @@ def test_within_the_margins_there_is_no_gradient() -> None:
     z = (x + 0.01).requires_grad_()
     identity(Alignment(Features(), 4, angle=0.5, structure=0.25))(passage(x, z)).value.backward()
     assert z.grad.abs().max() == 0
+
+
+def test_published_similarities_are_those_of_projected_latents():
+    """A projection that makes all latents parallel: similarity 1 everywhere, whatever the latents."""
+    x, z = torch.zeros(1, 4, 1, 2), torch.zeros(1, 4, 1, 2)
+    x[0, 0, 0, 0] = x[0, 1, 0, 1] = z[0, 0, 0, 0] = z[0, 1, 0, 1] = 1  # features and latents: orthogonal
+    for projected, expected in ((False, 0.0), (True, 2 * 0.7 / 4)):
+        alignment = Alignment(Features(), 4, angle=1.5, structure=0.3, projected=projected)
+        with torch.no_grad():
+            alignment.projection.weight.zero_()[0] = 1
+        assert alignment(passage(x, z)).value.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_balanced_alignment_pulls_at_the_encoder_as_the_reconstruction_does():
+    x, encoder = torch.randn(2, 4, 3, 3), torch.randn(4, 1, 1, requires_grad=True)
+    alignment = Alignment(Features(), 4, 0.1, 0.0, 0.0, projected=True, balance=AdaptiveWeight(cap=1e8, delta=1e-12))
+    seen = passage(x, encoder * torch.randn(2, 4, 3, 3), encoder=encoder)
+    term = alignment(seen)
+    pulls = [torch.autograd.grad(loss, encoder, retain_graph=True)[0].norm() for loss in (seen.fidelity, term.value)]
+    assert float(term.weight) * float(pulls[1]) == pytest.approx(0.1 * float(pulls[0]), rel=1e-4)
+    assert not term.weight.requires_grad
 
 
 def test_only_latents_and_projection_learn() -> None:

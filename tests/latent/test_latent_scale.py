@@ -9,8 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from ldm_lightning.errors import UserError
+from ldm_lightning.latent.bottleneck import (
+    Bernoulli,
+    BinarySpherical,
+    FiniteScalar,
+    Gaussian,
+    GumbelSoftmax,
+    Identity,
+    VectorQuantizer,
+)
 from ldm_lightning.latent.posterior import GaussianPosterior
 from ldm_lightning.latent.scale import LatentScale, LatentStatistics
 
@@ -157,3 +167,50 @@ def test_reset_forgets_and_pickles():
 def test_answer_is_plain_data():
     measured = measure(random_posterior(2)).compute()
     assert [type(value) for value in (*measured["mean"], *measured["std"], measured["n"])] == [float] * 6 + [int]
+
+
+# --- the distance of neighbours --------------------------------------------------------------------------------------
+
+MEASURED = {"mean": [0.1, -0.2, 0.0], "std": [0.5, 2.0, 0.7], "sigma": [0.0] * 3, "n": 10}
+
+
+def neighbours(z: Tensor) -> Tensor:
+    """(C,) the least distance of two different values of a channel."""
+    return torch.stack([channel.flatten().unique().diff().min() for channel in z.transpose(0, 1)])
+
+
+@pytest.mark.parametrize(
+    "bottleneck", [Bernoulli(3), BinarySpherical(3), FiniteScalar([8, 5, 2])], ids=lambda b: type(b).__name__
+)
+def test_codes_on_a_lattice_know_its_spacing(bottleneck):
+    scale = bottleneck.scale(MEASURED)
+    z = scale.standardize(bottleneck(3 * torch.randn(64, 3, 8, 8)).mode())
+    torch.testing.assert_close(scale.spacing(z).expand(3), neighbours(z), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("identity", [Identity(3), Identity(3, std=None)], ids=["set", "measured"])
+def test_pixels_are_known_by_their_values(bits, identity):
+    most = 2**bits - 1
+    scale, pixels = identity.scale(MEASURED), torch.randint(0, most + 1, (64, 3, 16, 16))
+    z = scale.standardize(pixels.float() / (most / 2) - 1)
+    torch.testing.assert_close(scale.spacing(z), 2 / most / scale.std)
+    if bits == 8:  # as a cache of latents keeps them
+        half = identity.unpack((pixels.float() / (most / 2) - 1).half()).mode()
+        torch.testing.assert_close(scale.spacing(scale.standardize(half)), 2 / most / scale.std)
+
+
+def test_continuous_latents_have_no_neighbours():
+    z = torch.randn(8, 3, 8, 8)
+    assert Gaussian(3).scale(MEASURED).spacing(z) is None
+    assert Identity(3).scale(MEASURED).spacing(z) is None
+    pixels = torch.randint(0, 256, (8, 3, 8, 8)).float() / 127.5 - 1
+    pixels[3, 1, 2, 2] += 0.3 / 255  # a single one in between
+    assert Identity(3).scale(MEASURED).spacing(2 * pixels) is None
+
+
+@pytest.mark.parametrize("bottleneck", [VectorQuantizer(3, 4), GumbelSoftmax(3, 4)], ids=lambda b: type(b).__name__)
+def test_vectors_of_a_book_lie_on_no_lattice(bottleneck):
+    with pytest.raises(UserError, match="codes from a book") as error:
+        bottleneck.scale(MEASURED).spacing(torch.randn(2, 3, 4, 4))
+    assert "\n" not in str(error.value)

@@ -35,6 +35,21 @@ def test_the_nearest_vector_is_found():
     assert torch.equal(codes.movedim(1, -1), book[numbers])
 
 
+@pytest.mark.parametrize(
+    ("centre", "clusters"),
+    [(0.0, 0.0), (300.0, 0.0), (0.0, 300.0), (-1e4, 0.0)],
+    ids=["at 0", "far", "apart", "further"],
+)
+def test_the_nearest_vector_is_found_wherever_the_book_lies(centre, clusters):
+    """Against an exhaustive search by differences in float64: squares around 300 leave float32 no digits for them."""
+    generator = torch.Generator().manual_seed(0)
+    side = clusters * (2.0 * torch.arange(512).remainder(2) - 1)[:, None]
+    book, rows = (centre + side + torch.randn(512, 4, generator=generator) for _ in range(2))
+    _, numbers = nearest_codes(rows[:, :, None], book)
+    distances = (rows.double()[:, None] - book.double()).square().sum(-1)
+    assert torch.equal(numbers.flatten(), distances.argmin(1))
+
+
 def test_the_averages_are_those_of_a_hand_computation():
     quantizer = VectorQuantizer(1, 2, decay=0.9, dead=0.0)
     quantizer.book.copy_(torch.tensor([[0.0], [10.0]]))

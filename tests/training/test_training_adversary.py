@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, Hinge, NonSat
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Gaussian
 from ldm_lightning.latent.reconstruction import ReconstructionLoss
-from ldm_lightning.latent.regularization import Equivariance
+from ldm_lightning.latent.regularization import Alignment, Equivariance
 from ldm_lightning.latent.term import Term, total
 from ldm_lightning.nn.conv_codec import ConvDecoder, ConvEncoder
 from ldm_lightning.nn.discriminator import PatchDiscriminator
@@ -287,6 +288,22 @@ def fit(module: FirstStage, x: Tensor, steps: int, tmp_path: Path, **options: An
     )
     trainer.fit(module, torch.utils.data.DataLoader(Data(x, 8), batch_size=None))
     return trainer, watch
+
+
+def test_a_balanced_regularizer_trains_with_the_weight_it_finds(tmp_path: Path) -> None:
+    class Features(nn.Module):
+        dim = 2
+
+        def feature_map(self, images: Tensor) -> Tensor:
+            return torch.cat([images, 1 - images], 1)[:, :2]
+
+    balanced = Alignment(Features(), 2, projected=True, balance=AdaptiveWeight(1e8, 1e-4), angle=0.0, structure=0.0)
+    module = first_stage(None, regularizers={"alignment": balanced})
+    assert module.autoencoder.encoder_layer.shape[0] == module.autoencoder.bottleneck.encoder_channels
+    before = balanced.projection.weight.clone()
+    _, watch = fit(module, batch(32).x, 3, tmp_path)
+    assert all(0 < logged["train/weight/alignment"] < math.inf for logged in watch.logged)
+    assert not torch.equal(balanced.projection.weight, before)
 
 
 def test_one_step_counter_and_everything_logged_by_name(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ the standard deviation of the unguided one, sample by sample, and the two are mi
           + (1 - \varphi) \, x^{guided}.
 
 Here x are the clean latents, whatever the network predicts, so that the result does not depend on the parameterization.
+A guided prediction that is constant, but for rounding, has no deviation to bring back and stays as it is.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ def rescaled(guided: Tensor, towards: Tensor, phi: float) -> Tensor:
     if phi == 0:
         return guided
     space = tuple(range(1, guided.ndim))
-    deviation = guided.std(space, keepdim=True).clamp(min=torch.finfo(guided.dtype).tiny)
-    return guided * (phi * towards.std(space, keepdim=True) / deviation + 1 - phi)
+    wide = guided.to(torch.promote_types(guided.dtype, torch.float32))
+    wanted, deviation = (x.to(wide.dtype).std(space, correction=0, keepdim=True) for x in (towards, wide))
+    floor = 4 * torch.finfo(guided.dtype).eps * wide.abs().mean(space, keepdim=True)
+    ratio = torch.where(deviation > floor, phi * wanted / deviation + 1 - phi, 1.0)
+    return (wide * ratio).to(guided.dtype)
 
 
 def check_rescale(phi: float) -> None:

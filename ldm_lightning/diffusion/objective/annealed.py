@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_lightning.diffusion.objective.time_law import LogitNormal
 from ldm_lightning.diffusion.schedule import Schedule
 from ldm_lightning.errors import UserError
+from ldm_lightning.precision import KeepsPrecision
 
 __all__ = ["AnnealedLogitNormal"]
 
 
-class AnnealedLogitNormal(nn.Module):
+class AnnealedLogitNormal(KeepsPrecision):
     """logit(t) ~ N(mean, std^2), both straight lines between given values at given optimizer steps.
 
     Constant before the first step and after the last. In eval mode the last values hold, so that validation losses

@@ -17,14 +17,15 @@ rounding of sums. The state is kept in buffers, hence in checkpoints.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_lightning.errors import UserError
+from ldm_lightning.precision import KeepsPrecision
 
 __all__ = ["LossSecondMoment"]
 
 
-class LossSecondMoment(nn.Module):
+class LossSecondMoment(KeepsPrecision):
     """A piecewise constant density of u, in proportion to the root of the mean squared loss in each bin.
 
     In eval mode u stays uniform and nothing is learned, so that validation losses compare over time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.objective.importance import LossSecondMoment
 from ldm_lightning.diffusion.objective.term import Answer, LossTerm, Term, total
-from ldm_lightning.diffusion.objective.time_law import Draw, TimeLaw, independent
-from ldm_lightning.diffusion.objective.weighting import Weighting
+from ldm_lightning.diffusion.objective.time_law import DiscreteUniform, Draw, TimeLaw, independent
+from ldm_lightning.diffusion.objective.weighting import Elbo, Sigmoid, Weighting
 from ldm_lightning.diffusion.path import expand
 from ldm_lightning.diffusion.self_conditioning import ESTIMATE, first_estimate
 from ldm_lightning.errors import UserError
@@ -41,7 +42,7 @@ class Objective(nn.Module):
 
     Args:
         time_law: distribution of t.
-        weighting: weight of each sample's loss.
+        weighting: weight of each sample's loss; the variational bound's is that of as many steps as the law has times.
         condition_dropout: probability in [0, 1] that a sample's condition is replaced by the null condition, which
             classifier-free guidance needs (Ho & Salimans 2022); usually 0.1.
         draw: of the numbers that the law makes times of.
@@ -74,6 +75,8 @@ class Objective(nn.Module):
                 "0.5, for the network must also learn to answer without an estimate"
             )
         self.time_law = time_law
+        if isinstance(weighting, Elbo | Sigmoid) and isinstance(time_law, DiscreteUniform):
+            weighting = replace(weighting, steps=time_law.steps)
         self.weighting = weighting
         self.condition_dropout = condition_dropout
         self.draw = draw

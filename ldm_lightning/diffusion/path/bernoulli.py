@@ -137,13 +137,16 @@ class BernoulliPath:
             logits: of the model's p(z_0 = 1 | z_t), shaped like ``z_t``.
             s: where the step ends.
             t: where it starts.
+
+        Returns:
+            At least in single precision: bfloat16 rounds what is above 0.998 to 1.
         """
         # Four numbers by either bit, in double precision on the host, so that a step does not wait for the device.
         clean, noisy = torch.tensor([[-1.0, 1.0]] * 2, dtype=torch.float64), torch.tensor([[-1.0], [1.0]]).double()
         (off_off, off_on), (on_off, on_on) = self.posterior(
             noisy, clean, noisy.new_tensor([s]), noisy.new_tensor([t])
         ).tolist()
-        one = logits.sigmoid()
+        one = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
         return torch.where(z_t > 0, on_off + (on_on - on_off) * one, off_off + (off_on - off_off) * one)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

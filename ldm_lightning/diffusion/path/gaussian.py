@@ -32,8 +32,8 @@ class GaussianPath(nn.Module):
         self.schedule = schedule
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha(t) and sigma(t), viewed so that they broadcast over ``like``."""
-        alpha, sigma = self.schedule.alpha_sigma(t)
+        """alpha(t) and sigma(t), at least in single precision, viewed so that they broadcast over ``like``."""
+        alpha, sigma = self.schedule.alpha_sigma(t.to(torch.promote_types(t.dtype, torch.float32)))
         return expand(alpha, like), expand(sigma, like)
 
     def noise(self, streams: Streams, shape: Sequence[int]) -> Tensor:
@@ -43,7 +43,7 @@ class GaussianPath(nn.Module):
     def corrupt(self, z0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Draw z_t from q(z_t | z_0) with the given standard normal ``noise``."""
         alpha, sigma = self.coefficients(t, z0)
-        return alpha * z0 + sigma * noise
+        return (alpha * z0 + sigma * noise).to(z0.dtype)
 
     def prior(self, streams: Streams, shape: Sequence[int]) -> Tensor:
         """Draw z_1, where sampling starts: N(0, alpha(1)^2 + sigma(1)^2), the marginal of standardized latents.
@@ -65,7 +65,7 @@ class GaussianPath(nn.Module):
         alpha_s, sigma_s = self.coefficients(s, z_t)
         added = self.added(s, t, z_t)
         mean = alpha_t / alpha_s * (sigma_s / sigma_t) ** 2 * z_t + alpha_s * added * z0
-        return mean, sigma_s * added.sqrt()
+        return mean.to(z_t.dtype), sigma_s * added.sqrt()
 
     def added(self, s: Tensor, t: Tensor, like: Tensor) -> Tensor:
         """1 - SNR(t) / SNR(s): the share of the noise at t that was added since s < t; broadcasts over ``like``."""

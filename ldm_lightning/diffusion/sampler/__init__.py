@@ -8,6 +8,10 @@ Each is a small frozen dataclass called as ``sampler(denoise, path, z, streams)`
 - ``z`` is a draw from ``path.prior``,
 - ``streams`` gives each sample its own noise, so a sample does not depend on the batch it is made in.
 
+Latents, and with them the network, may be of any floating dtype, which is also the answer's; coefficients are numbers
+in double precision, and no step is taken in less than single
+(:func:`~ldm_lightning.diffusion.sampler.trajectory.full_precision`).
+
 ``sampler.evaluations`` is the exact number of calls of ``denoise``, for every number of steps (for the adaptive solver
 the most it can make).
 """
@@ -32,7 +36,7 @@ from ldm_lightning.diffusion.sampler.grid import (
 from ldm_lightning.diffusion.sampler.heun import Heun
 from ldm_lightning.diffusion.sampler.plms import PLMS
 from ldm_lightning.diffusion.sampler.rk4 import RK4
-from ldm_lightning.diffusion.sampler.trajectory import coordinates, flow_scale, signal_scale, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import coordinates, flow_scale, full_precision, signal_scale, trajectory
 from ldm_lightning.diffusion.sampler.unipc import UniPC
 from ldm_lightning.diffusion.sampler.variance import learned_variance, lower_variance, upper_variance
 
@@ -54,6 +58,7 @@ __all__ = [
     "coordinates",
     "flow_grid",
     "flow_scale",
+    "full_precision",
     "karras_grid",
     "learned_variance",
     "log_snr_grid",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock, velocity
+from ldm_lightning.diffusion.sampler.trajectory import full_precision
 from ldm_lightning.errors import UserError, nearest
 from ldm_lightning.rng import Streams
 
@@ -86,6 +87,7 @@ class AdaptiveODE:
         """The most network evaluations one call can make; how many it does make depends on the data."""
         return SLOPES[self.method] * self.steps + 2  # one at the start, one for the clean data
 
+    @full_precision
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape.
 
@@ -96,7 +98,6 @@ class AdaptiveODE:
 
         if self.steps < 1:
             raise UserError(f"sampler.steps={self.steps}: at least one step is needed")
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
         scale, first = scale_and_clock(path, z.new_ones(1), z[0, :1])
         field = _Field(denoise, path, first.squeeze(), self.last)
         ends = torch.stack([torch.zeros_like(field.first), field.first - self.last])

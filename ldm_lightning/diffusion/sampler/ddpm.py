@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
-from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, step_size, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, full_precision, step_size, trajectory
 from ldm_lightning.diffusion.sampler.variance import Variance, lower_variance
 from ldm_lightning.rng import Streams
 
@@ -36,6 +36,7 @@ class DDPM:
         """Exact number of network evaluations."""
         return self.steps
 
+    @full_precision
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         noise = FreshNoise(streams, z)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
-from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, step_size, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, full_precision, step_size, trajectory
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
@@ -56,6 +56,7 @@ class DPMSolver2M:
         """Exact number of network evaluations."""
         return self.steps
 
+    @full_precision
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         before, h_before, noise = z, math.inf, FreshNoise(streams, z)

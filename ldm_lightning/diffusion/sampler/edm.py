@@ -26,6 +26,7 @@ from ldm_lightning.diffusion.sampler.trajectory import (
     Level,
     Scale,
     flow_scale,
+    full_precision,
     host,
     levels,
     trajectory,
@@ -64,6 +65,7 @@ class EDM:
         """Exact number of network evaluations."""
         return 2 * self.steps - 1
 
+    @full_precision
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         steps, noise = trajectory(self.grid, self.steps, path, z), FreshNoise(streams, z)

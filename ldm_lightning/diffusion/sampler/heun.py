@@ -9,7 +9,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
-from ldm_lightning.diffusion.sampler.trajectory import Level, Scale, coordinates, flow_scale, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import Level, Scale, coordinates, flow_scale, full_precision, trajectory
 from ldm_lightning.rng import Streams
 
 __all__ = ["Heun", "heun_step"]
@@ -47,6 +47,7 @@ class Heun:
         """Exact number of network evaluations."""
         return 2 * self.steps - 1
 
+    @full_precision
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         for t, s in trajectory(self.grid, self.steps, path, z):

@@ -26,7 +26,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
-from ldm_lightning.diffusion.sampler.trajectory import Scale, coordinates, flow_scale, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import Scale, coordinates, flow_scale, full_precision, trajectory
 from ldm_lightning.rng import Streams
 
 __all__ = ["PLMS"]
@@ -53,6 +53,7 @@ class PLMS:
         """Exact number of network evaluations."""
         return self.steps + (self.steps > 1)
 
+    @full_precision
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         slopes: list[Tensor] = []  # latest first

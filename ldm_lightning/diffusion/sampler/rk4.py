@@ -17,7 +17,15 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
-from ldm_lightning.diffusion.sampler.trajectory import Level, coordinates, flow_scale, host, levels, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import (
+    Level,
+    coordinates,
+    flow_scale,
+    full_precision,
+    host,
+    levels,
+    trajectory,
+)
 from ldm_lightning.rng import Streams
 
 __all__ = ["RK4"]
@@ -40,6 +48,7 @@ class RK4:
         """Exact number of network evaluations."""
         return 4 * self.steps - 1
 
+    @full_precision
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
 

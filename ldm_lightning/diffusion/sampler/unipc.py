@@ -23,7 +23,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
-from ldm_lightning.diffusion.sampler.trajectory import Level, step_size, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import Level, full_precision, step_size, trajectory
 from ldm_lightning.rng import Streams
 
 __all__ = ["UniPC"]
@@ -63,6 +63,7 @@ class UniPC:
         """Exact number of network evaluations."""
         return self.steps
 
+    @full_precision
     def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         steps = trajectory(self.grid, self.steps, path, z)

@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ldm_lightning.diffusion.schedule.variance_preserving import unit_circle
 from ldm_lightning.errors import UserError
+from ldm_lightning.precision import KeepsPrecision
 
 __all__ = ["TableSchedule"]
 
 
-class TableSchedule(nn.Module):
+class TableSchedule(KeepsPrecision):
     r"""A variance-preserving schedule read from a DDPM table (Ho et al. 2020).
 
     With :math:`\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)`: alpha(k / T) is its root, sigma(k / T) the root of

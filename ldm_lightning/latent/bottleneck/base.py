@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.posterior import Posterior
 from ldm_lightning.latent.scale import Scale
+from ldm_lightning.precision import KeepsPrecision
 from ldm_lightning.rng import Streams
 
 __all__ = ["Bottleneck"]
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(KeepsPrecision):
     """Encoder output -> posterior; a module, because some families have weights or a state.
 
     A family with a state learns it in two steps: :meth:`observe` looks at every training batch, :meth:`advance` applies

@@ -98,4 +98,4 @@ class FiniteScalar(Bottleneck):
 
     def scale(self, statistics: Mapping[str, Any]) -> CodeScale:
         """Standardized by the measured mean and deviation of each channel."""
-        return CodeScale(LatentScale.measured(statistics), self.snap)
+        return CodeScale(LatentScale.measured(statistics), self.snap, 1 / self.width)
