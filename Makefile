@@ -31,8 +31,8 @@ demo: venv
 	$(BIN)/ldm sample run=$(RUNS)/mnist5k-latent_diffusion n=100; \
 	$(BIN)/ldm evaluate run=$(RUNS)/mnist5k-latent_diffusion; \
 	echo; echo "The demo took $$(($$(date +%s) - start)) s. Look at"; \
-	echo "  samples          $(RUNS)/mnist5k-latent_diffusion/samples/seed0.png"; \
-	echo "  reconstructions  $(RUNS)/mnist5k-first_stage/reconstructions.png"; \
+	echo "  samples          $(RUNS)/mnist5k-latent_diffusion/samples/seed0/grid.png"; \
+	echo "  reconstructions  $(RUNS)/mnist5k-first_stage/reconstructions/sheet.png"; \
 	echo "  loss curves      $(RUNS)/mnist5k-first_stage/curves.png, $(RUNS)/mnist5k-latent_diffusion/curves.png"; \
 	echo "  metrics          $(RUNS)/mnist5k-latent_diffusion/evaluation/metrics.json (the table above)"
 

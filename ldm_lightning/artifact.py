@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import logging
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,8 +34,11 @@ __all__ = [
     "read_manifest",
     "replace_file",
     "replacing",
+    "set_aside",
     "write_artifact",
 ]
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of what write_artifact writes; raised when an older reader would misread it
@@ -49,17 +53,22 @@ class Artifact:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, mark: str | None = None) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` once it is complete and on the disk.
 
     A reader, or a crash, sees the old file or the new one, never a part; what fails leaves nothing behind.
 
+    Args:
+        path: the file to be.
+        mark: in the name under which it grows, unique by default. A checksum of the content serves where nobody else
+            writes here: what a killed writer left is then overwritten by whoever writes the same again.
+
     Raises:
         OSError: the folder is missing or cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.{mark or uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("wb" if mark else "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -75,8 +84,14 @@ def replace_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename ``path``, whose name is needed, to the first of ``NAME-1.EXT``, ``NAME-2.EXT`` ... that is free."""
+    spare = (path.with_stem(f"{path.stem}-{k}") for k in itertools.count(1))
+    return path.rename(next(free for free in spare if not os.path.lexists(free)))
+
+
 def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], details: Mapping[str, Any]) -> None:
-    """Write an artifact of ``kind`` to ``folder``, replacing an earlier one.
+    """Write an artifact of ``kind`` to ``folder``, replacing an earlier one, and nothing else.
 
     Args:
         folder: made when missing.
@@ -91,11 +106,38 @@ def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], detai
     replace_file(folder / weights_file, content)
     facts = {"format": FORMAT, "kind": kind, "weights": weights_file, "sha256": digest, "version": __version__}
     manifest = {**facts, **details}
-    replace_file(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
-    for stale in folder.glob("weights-*.safetensors"):
-        if stale.name != weights_file:
-            with contextlib.suppress(FileNotFoundError):
-                stale.unlink()
+    _swap_manifest(folder, json.dumps(manifest, indent=2).encode())
+
+
+def _swap_manifest(folder: Path, content: bytes) -> None:
+    """Make the artifact in ``folder`` the one that ``content`` describes, and drop the weights of the one before.
+
+    Those are known by name and checksum from the manifest that goes; a manifest that is none of ours is set aside.
+    """
+    path = folder / MANIFEST
+    before = _manifest_of(path)
+    if before is None and os.path.lexists(path):
+        log.warning("%s describes no artifact: it is kept as %s", path, set_aside(path).name)
+    with replacing(path, hashlib.sha256(content).hexdigest()[:16]) as file:
+        file.write(content)
+    if before is not None and before["weights"] != json.loads(content)["weights"]:
+        stale = folder / Path(before["weights"]).name
+        if stale.is_file() and _digest(stale) == before["sha256"]:
+            stale.unlink(missing_ok=True)
+
+
+def _manifest_of(path: Path) -> dict[str, str] | None:
+    """What the file ``path`` says of its weights, if it is the manifest of an artifact."""
+    try:
+        content = json.loads(path.read_bytes())
+        return {key: str(content[key]) for key in ("weights", "sha256")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def locate(run: Path) -> Path:
@@ -119,6 +161,8 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
     folder = locate(run)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError
     except FileNotFoundError:
         begun = any((run / "checkpoints").glob("*.ckpt"))
         mend = f", or take what it has by: ldm finish run={run} checkpoint=last" if begun else ""
@@ -126,32 +170,26 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"{run} holds no finished model ({folder / MANIFEST} is missing): "
             f"repeat the command that trained it, it resumes{mend}"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except ValueError:
         raise UserError(f"{folder / MANIFEST} is damaged: repeat the command that trained {run}") from None
     if manifest.get("format", 1) > FORMAT:  # the first artifacts name none
         raise UserError(
             f"{folder} has format {manifest['format']}, written by version {manifest.get('version')}; this is version "
             f"{__version__}, which reads formats up to {FORMAT}: install a newer ldm_lightning"
         )
+    if (weights := str(manifest.get("weights"))) != Path(weights).name:
+        raise UserError(f"{folder / MANIFEST} names weights outside of its folder ({weights}): train {run} again")
     if kind is not None and manifest.get("kind") != kind:
         raise UserError(f"{run} holds a {manifest.get('kind')} model, but a {kind} model is needed here")
-    return dict(manifest)
-
-
-def _weights_file(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """The file of weights that the manifest names, which lies beside it and nowhere else."""
-    name = str(manifest.get("weights", ""))
-    if Path(name).name != name:
-        raise UserError(f"{folder / MANIFEST} names weights={name}, which lie elsewhere: take the run from its author")
-    return folder / name
+    return manifest
 
 
 def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
     """Read and verify the artifact of a run; arguments and errors as of :func:`read_manifest`."""
     manifest, folder = read_manifest(run, kind), locate(Path(run))
     try:
-        content = _weights_file(folder, manifest).read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
+        content = (folder / manifest["weights"]).read_bytes()
+    except (FileNotFoundError, KeyError):
         raise UserError(f"{folder} is half written (no weights): repeat the command that trained {run}") from None
     if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
         raise UserError(
@@ -163,21 +201,23 @@ def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
 def copy_artifact(run: str | Path, folder: Path) -> None:
     """Copy the artifact of ``run`` into ``folder``, so that a run does not depend on another one's folder.
 
-    What lies beside the artifact stays behind. A copy that is there already is left alone, another artifact, or part of
-    one, is replaced.
+    What lies beside the artifact stays behind, and what lies in ``folder`` beside the copy stays there. A copy that is
+    there already is left alone, another artifact is replaced. The manifest comes last: a killed writer leaves the old
+    artifact, or none, or the new one.
 
     Raises:
         UserError: ``run`` holds no artifact.
     """
     manifest, source = read_manifest(run), locate(Path(run))
-    if folder.exists():
-        with contextlib.suppress(UserError):
-            if read_manifest(folder) == manifest:  # not only the weights: statistics decide the scale
-                return
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    shutil.copy2(_weights_file(source, manifest), temporary)
-    shutil.copy2(source / MANIFEST, temporary)
+    with contextlib.suppress(UserError):
+        if read_manifest(folder) == manifest:  # not only the weights: statistics decide the scale
+            return
+    folder.mkdir(parents=True, exist_ok=True)
     if (source / "first_stage").is_dir():
-        copy_artifact(source / "first_stage", temporary / "first_stage")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+        copy_artifact(source / "first_stage", folder / "first_stage")
+    with (
+        (source / manifest["weights"]).open("rb") as original,
+        replacing(folder / manifest["weights"], manifest["sha256"][:16]) as copy,
+    ):
+        shutil.copyfileobj(original, copy)
+    _swap_manifest(folder, (source / MANIFEST).read_bytes())

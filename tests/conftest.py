@@ -7,10 +7,12 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +117,34 @@ def refused(result: Result, *fragments: str) -> None:
     assert "Traceback" not in result.err
     for fragment in fragments:
         assert fragment in lines[0]
+
+
+def killed_at(changes: int, work: Callable[[], object]) -> bool:
+    """Do some work in a child that is killed (SIGKILL) before it renames or deletes a file once more than ``changes``.
+
+    Returns:
+        Whether it came to that.
+    """
+    if not (child := os.fork()):
+        left = changes
+
+        def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+            def counting(*args: Any, **kwargs: Any) -> Any:
+                nonlocal left
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+                return change(*args, **kwargs)
+
+            return counting
+
+        try:
+            for name in ("replace", "rename", "unlink"):
+                setattr(Path, name, counted(getattr(Path, name)))
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 @pytest.fixture(autouse=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm_lightning.callbacks.picture_grid import save_grid
+from ldm_lightning.callbacks.picture_grid import enlarged, grid, png, rows_of
 from ldm_lightning.errors import UserError
 from ldm_lightning.loggers.media import log_pictures
+from ldm_lightning.output import Output
 
 __all__ = ["ReconstructionGallery", "SampleGallery"]
 
@@ -21,8 +21,9 @@ def _check(n: int, columns: int) -> None:
         raise UserError(f"callbacks.gallery.n={n} and callbacks.gallery.columns={columns} must be at least 1")
 
 
-def _show(folder: Path, trainer: pl.Trainer, name: str, pictures: Tensor | Sequence[Tensor], columns: int) -> None:
-    sheet = save_grid(folder / f"{name}_{trainer.global_step:07d}.png", pictures, columns)
+def _show(folder: Path, trainer: pl.Trainer, name: str, pictures: Tensor, columns: int) -> None:
+    sheet, output = enlarged(grid(pictures, columns)), Output(folder)
+    output.add({output.place(f"{name}_{trainer.global_step:07d}.png"): png(sheet)})
     for logger in trainer.loggers:
         log_pictures(logger, name, sheet, trainer.global_step)
 
@@ -72,4 +73,4 @@ class ReconstructionGallery(pl.Callback):
             return
         originals = trainer.datamodule.pictures("validation", self.n).x.to(pl_module.device)  # type: ignore[attr-defined]
         pictures: Tensor = pl_module.reconstruct(originals)  # type: ignore[operator]
-        _show(self.folder, trainer, "reconstructions", (originals, pictures), self.columns)
+        _show(self.folder, trainer, "reconstructions", rows_of((originals, pictures), self.columns), self.columns)

@@ -5,7 +5,6 @@ Every subject is a file of its own, a function from the configuration to rows (b
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ldm_lightning import __version__
-from ldm_lightning.artifact import replace_file
 from ldm_lightning.cli.benchmark_data import measure_data
 from ldm_lightning.cli.benchmark_sampler import measure_samplers
+from ldm_lightning.cli.result import check_result, publish
+from ldm_lightning.cli.run_folder import output_folder
 from ldm_lightning.cli.trained import device
 from ldm_lightning.errors import UserError, nearest
 
@@ -36,6 +36,8 @@ def main(config: DictConfig) -> None:
     """Measure, print a table, and write it as JSON."""
     if config.what not in SUBJECTS:
         raise UserError(f"what={config.what} is none of {', '.join(SUBJECTS)}{nearest(str(config.what), SUBJECTS)}")
+    folder = output_folder(config.output, Path(config.runs) / "benchmark")
+    check_result(folder, config.what)
     rows, protocol = SUBJECTS[config.what](config)
     protocol |= {
         "machine": torch.cuda.get_device_name() if device().type == "cuda" else platform.machine(),
@@ -43,11 +45,8 @@ def main(config: DictConfig) -> None:
         "torch": torch.__version__,
         "version": __version__,
     }
-    file = Path(config.output)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, json.dumps({"figures": rows, "protocol": protocol}, indent=2).encode())
     _print(rows, protocol, config.what)
-    print(f"figures: {file}")
+    print(f"figures: {publish(folder, config.what, {'figures': rows, 'protocol': protocol})}")
 
 
 def _print(rows: Rows, protocol: dict[str, Any], what: str) -> None:

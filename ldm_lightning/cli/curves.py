@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 from pathlib import Path
 
 from ldm_lightning.loggers.csv_log import read_metrics
+from ldm_lightning.output import Output
 
 __all__ = ["draw_curves"]
 
@@ -49,6 +51,8 @@ def draw_curves(folder: Path) -> Path | None:
         axes.set(title=quantity, xlabel="step")
         if len(axes.lines) <= 8:
             axes.legend()
-    path = folder / "curves.png"
-    figure.savefig(path, dpi=110)
-    return path
+    buffer, output = io.BytesIO(), Output(folder)
+    figure.savefig(buffer, dpi=110, format="png")
+    name = output.place("curves.png")
+    output.add({name: buffer.getvalue()})
+    return folder / name

@@ -10,8 +10,7 @@ import filecmp
 import inspect
 import json
 import logging
-import shutil
-import uuid
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -180,19 +179,23 @@ def model_of(autoencoder: Autoencoder, changes: Mapping[str, Any]) -> Any:
 
 
 def write_model(model: Any, folder: Path) -> None:
-    """Save ``model`` to ``folder``, whole or not at all.
+    """Save ``model`` to ``folder``; ``config.json``, without which there is no model, comes last.
+
+    What a killed writer left is completed.
 
     Raises:
         UserError: the folder holds something else.
     """
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
         model.save_pretrained(temporary)
-        if folder.is_dir() and any(folder.iterdir()):
-            names = [file.name for file in temporary.iterdir()]
-            if filecmp.cmpfiles(temporary, folder, names, shallow=False)[0] != names:
-                raise UserError(f"output={folder} holds something else: choose another folder")
-        else:
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        names = sorted(
+            (file.name for file in Path(temporary).iterdir()), key=lambda name: (name == "config.json", name)
+        )
+        there = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+        same = set(filecmp.cmpfiles(temporary, folder, names, shallow=False)[0])
+        if not (same >= set(names) or same >= there):  # neither all of the model is there, nor nothing but of it
+            raise UserError(f"output={folder} holds something else: choose another folder")
+        for name in names:
+            if name not in same:
+                (Path(temporary) / name).rename(folder / name)

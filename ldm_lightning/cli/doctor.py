@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -12,11 +11,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ldm_lightning import __version__
-from ldm_lightning.artifact import replace_file
-from ldm_lightning.cli.run_folder import check_writable
-from ldm_lightning.cli.saved import read_config, read_manifest
+from ldm_lightning.artifact import read_manifest
+from ldm_lightning.cli.result import check_result, publish
+from ldm_lightning.cli.run_folder import output_folder, read_config
 from ldm_lightning.diagnosis import Run, Verdict, diagnose
-from ldm_lightning.errors import UserError
 from ldm_lightning.loggers.csv_log import read_metrics
 
 __all__ = ["main", "read_run"]
@@ -28,17 +26,12 @@ def main(config: DictConfig) -> None:
     """Print the findings of a run, what was fine and what could not be judged, and write them to a json file."""
     folder = Path(config.run)
     run = read_run(folder)
-    output = Path(config.output or folder / "evaluation" / "doctor.json")
-    if output.is_dir():
-        raise UserError(f"output={output} is a folder: name a json file")
-    check_writable(output.parent, "choose another output=...")
+    output = output_folder(config.output, folder / "evaluation")
+    check_result(output, "doctor")
     verdicts = diagnose(run)
-    output.parent.mkdir(parents=True, exist_ok=True)
     facts = {"run": str(folder), "stage": run.stage, "step": run.steps, "version": __version__}
-    replace_file(
-        output, json.dumps({**facts, "verdicts": [asdict(verdict) for verdict in verdicts]}, indent=2).encode()
-    )
-    print("\n".join([*_report(folder, run, verdicts), f"\nwritten to {output}"]))
+    page = publish(output, "doctor", {**facts, "verdicts": [asdict(verdict) for verdict in verdicts]})
+    print("\n".join([*_report(folder, run, verdicts), f"\nwritten to {page}"]))
 
 
 def read_run(folder: Path) -> Run:

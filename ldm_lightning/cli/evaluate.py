@@ -12,7 +12,6 @@ their plain number), and by how many of its codes are in use.
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import sys
@@ -29,14 +28,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_lightning import __version__
-from ldm_lightning.artifact import replace_file
-from ldm_lightning.callbacks.picture_grid import save_grid
+from ldm_lightning.artifact import read_manifest
+from ldm_lightning.callbacks.picture_grid import enlarged, grid, png
 from ldm_lightning.cli import build
 from ldm_lightning.cli.latent_data import show_pictures
 from ldm_lightning.cli.likelihood import measure_likelihood
+from ldm_lightning.cli.result import check_result, publish
 from ldm_lightning.cli.run_folder import check_writable
 from ldm_lightning.cli.sample import choose, draw
-from ldm_lightning.cli.saved import read_manifest
 from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.cli.trained import device, load_first_stage, load_latent_diffusion
 from ldm_lightning.data.batch import Batch
@@ -50,9 +49,11 @@ from ldm_lightning.metrics.reconstruction import PictureMean, reconstruction_met
 
 __all__ = ["main"]
 
+_Measured = tuple[dict[str, Any], dict[str, Any], bytes | None]  # figures, protocol, the content of a picture
+
 
 def main(config: DictConfig) -> None:
-    """Measure, print a table, and keep it as ``evaluation/<name>.json`` in the run folder."""
+    """Measure, print a table, and keep it as ``evaluation/<name>.json`` in the run folder, beside earlier ones."""
     check_numbers(
         config,
         {"n": int, "seed": int, "steps": int, "scale": float, "batch_size": int, "judge_share": float, "columns": int},
@@ -75,10 +76,12 @@ def main(config: DictConfig) -> None:
             f"the data set is not the one {config.run} was trained on (another fingerprint): its split may leak; "
             "restore the pictures, or train again"
         )
-    file = Path(config.run) / "evaluation" / f"{config.name}.json"
-    check_writable(file.parent, "make it writable, or evaluate a copy of the run")
+    folder = Path(config.run) / "evaluation"
+    check_writable(folder, "make it writable, or evaluate a copy of the run")
+    drawn = manifest["kind"] == "latent_diffusion" and bool(config.grid)
+    check_result(folder, str(config.name), picture=drawn, mend="name=")
     measure = {"first_stage": _first_stage, "latent_diffusion": _latent_diffusion}[manifest["kind"]]
-    figures, protocol = measure(config, data)
+    figures, protocol, sheet = measure(config, data)
     if (n := protocol["n"]) < config.n:
         split = protocol["reference"]
         why = f"the {split} split has {data.sizes[split]}"
@@ -94,10 +97,8 @@ def main(config: DictConfig) -> None:
         "trained_in": trained.trainer.precision,
         "machine": torch.cuda.get_device_name() if device().type == "cuda" else _processor(),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, json.dumps({"figures": figures, "protocol": protocol}, indent=2).encode())
     _print(figures, protocol, Path(config.run).name)
-    print(f"metrics: {file}")
+    print(f"metrics: {publish(folder, str(config.name), {'figures': figures, 'protocol': protocol}, sheet)}")
 
 
 def _processor() -> str:
@@ -112,7 +113,7 @@ def _reference(config: DictConfig, data: DataModule) -> str:
     return split
 
 
-def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], dict[str, Any]]:
+def _first_stage(config: DictConfig, data: DataModule) -> _Measured:
     if config.get("likelihood"):
         raise UserError(f"likelihood= measures a second stage, but {config.run} holds a first stage: leave it out")
     module = load_first_stage(config.run).module
@@ -146,10 +147,10 @@ def _first_stage(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], 
     if autoencoder.bottleneck.codes:
         figures |= {f"{name}@{count}": {"value": float(value)} for name, value in usage.compute().items()}
     figures |= {f"r{distance.label}": {"value": float(distance.compute())} for distance in distances}
-    return figures, {"reference": split, "n": count}
+    return figures, {"reference": split, "n": count}, None
 
 
-def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, Any], dict[str, Any]]:
+def _latent_diffusion(config: DictConfig, data: DataModule) -> _Measured:
     if config.get("perceptual"):
         raise UserError(f"perceptual= measures a first stage, but {config.run} holds a second stage: leave it out")
     module = load_latent_diffusion(config.run, config.get("guidance"), config.scale).module
@@ -169,26 +170,32 @@ def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, A
     floor = data.pictures("train", min(config.n, len(reference)), shuffle_seed=1)
     n = len(floor)
     reference = _cut(reference, 0, n)
-    samples = draw(  # with the conditions of the floor's pictures, so that the two differ in the pictures alone
-        module,
-        torch.arange(n),
-        floor.condition,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        sampler=sampler,
-    )
-    for extractor in extractors:
-        value, label = _distance(extractor, reference.x, samples, config.batch_size)
-        floor_value, _ = _distance(extractor, reference.x, floor.x, config.batch_size)
-        figures[label] = {"value": value, "real": floor_value}
-    if judge is not None:
+    distances = [_to_real(extractor, reference.x, config.batch_size) for extractor in extractors]
+    accuracy = None if judge is None else ClassAccuracy(judge).to(device())
+    batches = torch.arange(n).split(config.batch_size)
+
+    def conditions(numbers: Tensor) -> dict[str, Tensor]:
+        """Those of the floor's pictures, so that the two differ in the pictures alone."""
+        return {name: value[numbers] for name, value in floor.condition.items()}
+
+    shown: list[Tensor] = []
+    samples = draw(module, batches, conditions, seed=config.seed, sampler=sampler)
+    for numbers, pictures in zip(batches, samples, strict=True):
+        for distance in distances:
+            distance.update(pictures.to(device()), real=False)
+        if accuracy is not None:
+            accuracy.update(pictures.to(device()), conditions(numbers)["class"].to(device()))
+        if (room := config.grid - sum(map(len, shown))) > 0:
+            shown.append(pictures[:room].clone())  # not a view, which would keep its whole batch
+    for distance in distances:
+        value, label = float(distance.compute()), distance.label
+        figures[label] = {"value": value, "real": _floor(distance, floor.x, config.batch_size)}
+    if judge is not None and accuracy is not None:
         figures[f"class_accuracy@{n}"] = {
-            "value": _accuracy(judge, samples, floor.condition["class"]),
+            "value": float(accuracy.compute()["accuracy"]),
             "real": _accuracy(judge, reference.x, reference.condition["class"]),
         }
-    if config.grid:
-        sheet = Path(config.run) / "evaluation" / f"{config.name}.png"
-        save_grid(sheet, samples[: config.grid], config.columns)
+    sheet = png(enlarged(grid(torch.cat(shown), config.columns))) if config.grid else None
     protocol = {
         "reference": split,
         "n": n,
@@ -197,7 +204,7 @@ def _latent_diffusion(config: DictConfig, data: DataModule) -> tuple[dict[str, A
         "seed": config.seed,
         "judge": f"trained on {share} other real pictures" if judge is not None else "none",
     }
-    return figures | nll, protocol | nll_protocol
+    return figures | nll, protocol | nll_protocol, sheet
 
 
 def _made(config: DictConfig, group: str) -> list[Any]:
@@ -220,12 +227,20 @@ def _cut(batch: Batch, start: int, stop: int) -> Batch:
     return Batch(batch.x[start:stop], batch.index[start:stop], condition)
 
 
-def _distance(extractor: Extractor, real: Tensor, other: Tensor, batch_size: int) -> tuple[float, str]:
-    metric = FrechetDistance(extractor).to(device())
-    for pictures, is_real in ((real, True), (other, False)):
-        for part in pictures.split(batch_size):
-            metric.update(part.to(device()), real=is_real)
-    return float(metric.compute()), metric.label
+def _to_real(extractor: Extractor, real: Tensor, batch_size: int) -> FrechetDistance:
+    """The distance to these real pictures."""
+    metric = FrechetDistance(extractor, keep_reference=True).to(device())
+    for part in real.split(batch_size):
+        metric.update(part.to(device()), real=True)
+    return metric
+
+
+def _floor(distance: FrechetDistance, pictures: Tensor, batch_size: int) -> float:
+    """The distance of other real pictures."""
+    distance.reset()
+    for part in pictures.split(batch_size):
+        distance.update(part.to(device()), real=False)
+    return float(distance.compute())
 
 
 def _accuracy(judge: Judge, pictures: Tensor, labels: Tensor) -> float:

@@ -13,10 +13,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ldm_lightning.artifact import read_artifact
 from ldm_lightning.cli import build
 from ldm_lightning.cli.diffusers_format import model_of, write_model
 from ldm_lightning.cli.run_folder import check_writable
-from ldm_lightning.cli.saved import read_artifact
 from ldm_lightning.errors import UserError
 
 __all__ = ["main"]
@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
     artifact = read_artifact(config.run, "first_stage")
     if not folder.name or folder.is_file():
         raise UserError(f"output={config.output} is no folder to write a model into: choose another")
-    check_writable(folder.parent, "choose another output=...")  # where it is prepared
+    check_writable(folder, "choose another output=...")
     autoencoder = build.frozen_first_stage(artifact).autoencoder
     if "source" in artifact.manifest["config"]:
         changes: dict[str, Any] = {}
@@ -36,7 +36,6 @@ def main(config: DictConfig) -> None:
     else:
         changes, said = _scale(getattr(autoencoder.encoder, "model", ""), artifact.manifest["statistics"])
     model = model_of(autoencoder, changes)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     write_model(model, folder)
     name = type(model).__name__
     print(f"{name}: {folder}\nscale: {said}")

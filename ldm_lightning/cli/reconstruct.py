@@ -9,9 +9,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ldm_lightning.callbacks.picture_grid import save_grid
+from ldm_lightning.callbacks.picture_grid import enlarged, grid, png, rows_of
 from ldm_lightning.cli import build
-from ldm_lightning.cli.run_folder import check_writable
+from ldm_lightning.cli.result import check_result, publish
+from ldm_lightning.cli.run_folder import output_folder
 from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.cli.trained import device, load_first_stage
 from ldm_lightning.errors import UserError
@@ -21,16 +22,16 @@ from ldm_lightning.metrics.reconstruction import reconstruction_metrics
 
 __all__ = ["main"]
 
+_NAME = "sheet"
+
 
 def main(config: DictConfig) -> None:
     """Save rows of originals, reconstructions and differences, and print how far apart they are."""
     kinds = {"n": int, "columns": int, "size": int, "tile": int}
     check_numbers(config, kinds, dict.fromkeys(kinds, 1))
-    sheet = Path(config.output or Path(config.run) / "reconstructions.png")
-    if sheet.suffix.lower() != ".png" or sheet.is_dir():
-        raise UserError(f"output={sheet} is no file that ends in .png: choose one")
+    folder = output_folder(config.output, Path(config.run) / "reconstructions")
+    check_result(folder, _NAME, picture=True)
     trained = load_first_stage(config.run)
-    check_writable(sheet.parent, "choose another output=...")
     if config.pictures is not None:
         if not Path(config.pictures).is_dir():
             raise UserError(f"pictures={config.pictures} is no folder: check its spelling")
@@ -50,9 +51,20 @@ def main(config: DictConfig) -> None:
     metrics = reconstruction_metrics()
     metrics.update(reconstructions, originals)
     difference = (reconstructions - originals).abs() - 1
-    save_grid(sheet, (originals, reconstructions, difference), config.columns)
-    values = ", ".join(f"{name}@{len(originals)} {value:.4g}" for name, value in metrics.compute().items())
-    print(f"{values}\noriginal, reconstruction, difference: {sheet}")
+    sheet = png(enlarged(grid(rows_of((originals, reconstructions, difference), config.columns), config.columns)))
+    n = len(originals)
+    figures = {f"{name}@{n}": {"value": float(value)} for name, value in metrics.compute().items()}
+    protocol = {
+        "run": str(Path(config.run).absolute()),
+        "weights": trained.artifact.manifest["sha256"][:12],
+        "step": trained.artifact.manifest["step"],
+        "pictures": "validation" if config.pictures is None else str(Path(config.pictures).absolute()),
+        "data": data.fingerprint,
+        **{key: config[key] for key in ("size", "tile", "columns")},
+    }
+    publish(folder, _NAME, {"figures": figures, "protocol": protocol}, sheet)
+    print(", ".join(f"{name} {figure['value']:.4g}" for name, figure in figures.items()))
+    print(f"original, reconstruction, difference: {folder / _NAME}.png")
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm_lightning.artifact import replace_file
+from ldm_lightning.artifact import set_aside
 from ldm_lightning.errors import UserError
+from ldm_lightning.output import Output
 
 __all__ = [
     "SAME_COMMAND",
@@ -26,6 +27,7 @@ __all__ = [
     "first_stage_of",
     "is_first_process",
     "lock",
+    "output_folder",
     "read_config",
     "write_log",
 ]
@@ -124,6 +126,22 @@ def check_writable(folder: Path, mend: str) -> None:
         raise UserError(f"nothing can be written to {folder} ({error.strerror}): {mend}") from error
 
 
+def output_folder(given: str | None, default: Path) -> Path:
+    """The folder that ``output=`` names, absolute; everything a verb writes lies inside.
+
+    Raises:
+        UserError: it names a file, or nothing can be written there.
+    """
+    folder = Path(given or default).absolute()
+    if folder.is_file():
+        raise UserError(f"{given or folder} is a file, but output= names a folder: choose another")
+    if folder.suffix in (".png", ".json") and not folder.is_dir():
+        mend = Path(str(given)).with_suffix("")
+        raise UserError(f"output={given} looks like a file, but output= names a folder: write output={mend}")
+    check_writable(folder, "choose another output=...")
+    return folder
+
+
 def claim(folder: Path, config: dict[str, Any]) -> None:
     """Make the run folder, or check that an existing one belongs to this configuration.
 
@@ -131,6 +149,8 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
         UserError: the folder holds another experiment; the message shows what differs.
     """
     file = folder / "config.yaml"
+    if file.exists():
+        _check_ours(folder)
     trained = any((folder / "checkpoints").glob("*.ckpt")) or (folder / "export").exists()
     if file.is_file() and trained:  # before the first checkpoint there is nothing that a change could spoil
         changed = differences(read_config(folder), config)
@@ -148,8 +168,22 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
             )
     check_writable(folder, "make it writable, or choose another place by runs=...")
     folder.mkdir(parents=True, exist_ok=True)
-    if is_first_process():
-        replace_file(file, OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+    content = OmegaConf.to_yaml(OmegaConf.create(config)).encode()
+    if is_first_process() and not (file.is_file() and file.read_bytes() == content):
+        output = Output(folder)
+        if file.exists() and not output.owns(file.name):  # edited by hand, or older than the record
+            print(f"{file} is kept as {set_aside(file).name}")
+        output.add({file.name: content})
+
+
+def _check_ours(folder: Path) -> None:
+    try:
+        read_config(folder)
+    except UserError:
+        raise UserError(
+            f"{folder} holds something else (its config.yaml is not the configuration of a run): "
+            "choose another name=..., or move that file away"
+        ) from None
 
 
 def is_first_process() -> bool:
@@ -160,12 +194,16 @@ def is_first_process() -> bool:
 def first_stage_of(config: DictConfig) -> Path:
     """Where the first stage is read from: where the user says, or the copy that a run keeps once that is gone."""
     run, own = Path(config.first_stage.run), Path(config.run_dir) / "first_stage"
-    return own if own.is_dir() and not run.is_dir() else run
+    return own if (own / "manifest.json").is_file() and not run.is_dir() else run
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep a folder for this command; a lock dies with its process.
+
+    Args:
+        folder: which exists.
+        wait: for another command to end, where all keep it for moments only.
 
     Raises:
         UserError: another command is at work in this folder.
@@ -175,7 +213,7 @@ def lock(folder: Path) -> Iterator[None]:
         return
     with (folder / ".lock").open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise UserError(
                 f"another command is at work in {folder}: wait for it, or choose another place (name= or output=)"

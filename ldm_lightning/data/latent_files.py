@@ -18,7 +18,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
+import os
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +41,9 @@ MANIFEST = "manifest.json"
 _KIND = "latents"
 _IDENTITY = ("first_stage", "transform", "data")
 _RECIPE = (*_IDENTITY, "dtype", "shape", "count", "shard_size")
-_UNFINISHED = (".latents-*", ".samples-*", f".{MANIFEST}.*", ".first_stage.*")  # what a killed writer leaves
+# Our files are known by names that carry a checksum of their content; what a killed writer leaves has one more number.
+_SHARD = re.compile(r"latents-\d{5,}-[0-9a-f]{16}\.npy")
+_UNFINISHED = re.compile(rf"\.({_SHARD.pattern}|samples-[0-9a-f]{{16}}\.safetensors|manifest\.json)\.[0-9a-f]{{32}}")
 _BEGUN = (MANIFEST, "first_stage")  # what a cache without a shard may hold
 
 
@@ -129,7 +133,7 @@ def read_manifest(root: Path, *, complete: bool = True) -> Manifest:
     if (checksum, key) != (_hash(content), manifest.key):
         raise UserError(f"{path} has been damaged or edited (wrong checksum): delete {root} and encode again")
     if complete and manifest.files is None:
-        done = len(list(root.glob("latents-*.npy")))
+        done = len(_shards(root))
         raise UserError(
             f"{root} is incomplete ({done} of {manifest.shards} shards): repeat the ldm encode of it, which goes on"
         )
@@ -259,18 +263,15 @@ class Writer:
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root, self.manifest = root, manifest
         check_folder(root, manifest)
-        for stale in (path for kind in _UNFINISHED for path in root.glob(kind)):  # of a writer that was killed
-            if stale.is_dir():
-                shutil.rmtree(stale)
-            else:
-                stale.unlink()
+        for stale in filter(_is_unfinished, root.iterdir()):  # of a writer that was killed
+            stale.unlink()
         self._shards: dict[int, tuple[str, str]] = {}
-        names = sorted(path.name for path in root.glob("latents-*.npy"))
-        for name, checksum in _states(root, names, "verifying what is there"):
+        for name, checksum in _states(root, _shards(root), "verifying what is there"):
             number = int(name.split("-")[1])
             if checksum is not None and name == _shard_name(number, checksum) and number not in self._shards:
                 self._shards[number] = name, checksum
             else:
+                warnings.warn(f"{root / name} is damaged, or of no use any more: it is made again", stacklevel=2)
                 (root / name).unlink()
         self.missing = [number for number in range(manifest.shards) if number not in self._shards]
         if self.missing:
@@ -308,6 +309,15 @@ class Writer:
         replace_file(self.root / MANIFEST, replace(self.manifest, files=files).encode())
 
 
+def _shards(root: Path) -> list[str]:
+    """Names of the shards in a folder, whole or not."""
+    return sorted(path.name for path in root.iterdir() if _SHARD.fullmatch(path.name) and path.is_file())
+
+
+def _is_unfinished(path: Path) -> bool:
+    return bool(_UNFINISHED.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
+
+
 def _shard_name(number: int, checksum: str) -> str:
     return f"latents-{number:05d}-{checksum[:16]}.npy"
 
@@ -319,9 +329,10 @@ def check_folder(root: Path, wanted: Manifest) -> None:
         UserError: it holds other latents, or something else.
     """
     # Before the first shard there is nothing that another beginning could spoil.
-    if not (root / MANIFEST).exists() or not any(root.glob("latents-*.npy")):
+    if not (root / MANIFEST).exists() or not _shards(root):
         names = [path.name for path in root.iterdir()] if root.is_dir() else []
-        if root.is_file() or any(not name.startswith(".") and name not in _BEGUN for name in names):
+        strange = any(not name.startswith(".") and name not in _BEGUN for name in names)
+        if root.is_file() or strange or not _is_begun(root):
             raise UserError(f"output={root} holds something else: give a folder of its own")
         return
     there = read_manifest(root, complete=False)
@@ -331,6 +342,17 @@ def check_folder(root: Path, wanted: Manifest) -> None:
         raise UserError(
             f"{root} already holds latents of another origin ({shown}): choose another output=, or delete it"
         )
+
+
+def _is_begun(root: Path) -> bool:
+    """Whether the manifest in a folder without a shard, if there is one, is that of a cache."""
+    if not os.path.lexists(root / MANIFEST):
+        return True
+    try:
+        read_manifest(root, complete=False)
+    except UserError:
+        return False
+    return True
 
 
 def _short(manifest: Manifest, name: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ldm_lightning.callbacks.picture_grid import grid, save_grid, to_uint8
+from ldm_lightning.callbacks.picture_grid import enlarged, grid, png, rows_of, to_uint8
 
 
 def test_bytes_and_grey() -> None:
@@ -26,15 +26,23 @@ def test_tiles_lie_row_by_row() -> None:
     assert (sheet[4:6, 11:15] == 255).all()  # nothing where no picture is
 
 
-def test_rows_of_several_tensors_alternate(tmp_path: Path) -> None:
+def test_rows_of_several_tensors_alternate() -> None:
     dark, bright = torch.full((4, 1, 8, 8), -1.0), torch.full((4, 1, 8, 8), 0.0)
-    sheet = save_grid(tmp_path / "deep" / "sheet.png", (dark, bright), columns=2, smallest=1)
-    assert np.asarray(Image.open(tmp_path / "deep" / "sheet.png")).tolist() == sheet.tolist()
+    sheet = grid(rows_of((dark, bright), columns=2), columns=2)
+    assert np.asarray(Image.open(io.BytesIO(png(sheet)))).tolist() == sheet.tolist()
     assert [int(sheet[2 + 10 * row + 4, 6, 0]) for row in range(4)] == [0, 128, 0, 128]
 
 
-def test_an_incomplete_last_row(tmp_path: Path) -> None:
+def test_an_incomplete_last_row() -> None:
     first, second = torch.full((3, 1, 8, 8), -1.0), torch.full((3, 1, 8, 8), 0.0)
-    sheet = save_grid(tmp_path / "sheet.png", (first, second), columns=2, smallest=1)
+    sheet = grid(rows_of((first, second), columns=2), columns=2)
     values = [[int(sheet[2 + 10 * row + 4, 2 + 10 * column + 4, 0]) for column in range(2)] for row in range(4)]
     assert values == [[0, 0], [128, 128], [0, 255], [128, 255]]
+
+
+def test_small_sheets_are_enlarged_by_a_whole_factor() -> None:
+    sheet = grid(torch.linspace(-1, 1, 4).view(4, 1, 1, 1).expand(4, 3, 8, 8), columns=2)
+    seen = enlarged(sheet, smallest=65)
+    assert seen.shape == (66, 66, 3)
+    assert (seen[::3, 1::3] == sheet).all()
+    assert (enlarged(sheet, smallest=10) == sheet).all()

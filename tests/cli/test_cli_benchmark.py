@@ -17,9 +17,9 @@ TINY += ["latent_size=4", "rounds=1", "steps=3"]
 
 
 def test_every_sampler_is_measured(ldm: Callable[..., Result], tmp_path: Path) -> None:
-    result = ldm("benchmark", *TINY, f"output={tmp_path}/a/b.json")
+    result = ldm("benchmark", *TINY, f"output={tmp_path}/a/b")
     assert result.code == 0, result.err
-    written = json.loads((tmp_path / "a" / "b.json").read_text())
+    written = json.loads((tmp_path / "a" / "b" / "sampler.json").read_text())
     figures, protocol = written["figures"], written["protocol"]
     others = {"bernoulli_ancestral", "ddpm_learned"}  # for another path, or another prediction
     assert figures.keys() == {file.stem for file in (CONF / "sampler").glob("*.yaml")} - others
@@ -28,7 +28,7 @@ def test_every_sampler_is_measured(ldm: Callable[..., Result], tmp_path: Path) -
     assert all(row[key] > 0 for row in figures.values() for key in row)
     assert protocol.keys() >= {"steps", "batch_size", "rounds", "network", "machine", "threads", "torch", "clock"}
     assert all(name[:8] in result.out for name in figures)
-    assert f"figures: {tmp_path}/a/b.json" in result.out
+    assert f"figures: {tmp_path}/a/b/sampler.json" in result.out
 
 
 @pytest.mark.parametrize(
@@ -43,16 +43,16 @@ def test_every_sampler_is_measured(ldm: Callable[..., Result], tmp_path: Path) -
     ],
 )
 def test_mistakes_are_one_line(override: str, words: str, ldm: Callable[..., Result], tmp_path: Path) -> None:
-    result = ldm("benchmark", *TINY, override, f"output={tmp_path}/b.json")
+    result = ldm("benchmark", *TINY, override, f"output={tmp_path}/b")
     assert result.code == 2
     assert re.search(words, result.err), result.err
     assert len(result.err.strip().splitlines()) == 1
 
 
 def test_both_loaders_of_latents_are_measured(ldm: Callable[..., Result], tmp_path: Path) -> None:
-    result = ldm("benchmark", "what=data", "samples=600", "latent_size=2", "rounds=1", f"output={tmp_path}/b.json")
+    result = ldm("benchmark", "what=data", "samples=600", "latent_size=2", "rounds=1", f"output={tmp_path}/b")
     assert result.code == 0, result.err
-    written = json.loads((tmp_path / "b.json").read_text())
+    written = json.loads((tmp_path / "b" / "data.json").read_text())
     assert written["figures"].keys() == {"latent cache", "a file a sample"}
     assert all(value > 0 for row in written["figures"].values() for value in row.values())
     assert written["protocol"].keys() >= {"samples", "batch_size", "ratio", "verified", "threads"}

@@ -11,6 +11,7 @@ import torch
 
 from ldm_lightning.cli.trained import load_latent_diffusion
 from ldm_lightning.diffusion.path import BernoulliPath
+from ldm_lightning.output import RECORD
 from ldm_lightning.rng import Streams
 from tests.conftest import TINY_LATENT_DIFFUSION, Result
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def pictures_of(folder: Path) -> list[bytes]:
-    return [file.read_bytes() for file in sorted(folder.glob("*.png"))]
+    return [file.read_bytes() for file in sorted(folder.glob("[0-9]*.png"))]
 
 
 def test_samples_are_the_same_in_any_batch(
@@ -34,7 +35,7 @@ def test_samples_are_the_same_in_any_batch(
     assert len(pictures_of(tmp_path / "1")) == 5
     assert len(set(pictures_of(tmp_path / "1"))) > 1
     assert pictures_of(tmp_path / "1") == pictures_of(tmp_path / "3") == pictures_of(tmp_path / "10")
-    assert "BernoulliAncestral, 4 evaluations" in (tmp_path / "1" / "protocol.json").read_text()
+    assert "BernoulliAncestral, 4 evaluations" in (tmp_path / "1" / RECORD).read_text()
 
 
 def test_it_is_measured_with_its_bound(bernoulli_latent_diffusion_run: Path, ldm: Callable[..., Result]) -> None:

@@ -22,7 +22,6 @@ from ldm_lightning.cli import VERBS
 from ldm_lightning.cli.build import DATA_SHORTCUTS
 from ldm_lightning.cli.hydra_main import conf_dir
 from ldm_lightning.cli.schema import check
-from ldm_lightning.cli.trust import vetted
 from ldm_lightning.errors import UserError
 from ldm_lightning.nn.count import parameters
 from tests.conftest import Result
@@ -80,9 +79,7 @@ def test_every_option_composes_and_fits_its_signatures(group: str, option: str) 
     verb, overrides = verb_and_overrides(group, option)
     config = compose(verb, *overrides)
     check(config, beside=[f"data.{key}" for key in DATA_SHORTCUTS])
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=verb == "train")  # no interpolation dangles
-    if verb == "train":
-        vetted(plain, Path("config.yaml"))  # what a run records can be read again
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=verb == "train")  # no interpolation dangles
 
 
 def buildable(config: DictConfig) -> dict[str, Any]:

@@ -194,7 +194,14 @@ def test_an_import_is_a_first_stage_and_exported_as_it_was(name: str, pictures: 
     for _ in range(2):  # repeated, it is harmless
         done = ldm("export", f"run={run}", f"output={tmp_path}/out")
         assert done.code == 0, done.err
-    assert not list(tmp_path.glob(".out*"))
+    whole = files(tmp_path / "out")
+    (tmp_path / "out" / "config.json").unlink()  # the last that a killed writer would have written
+    assert ldm("export", f"run={run}", f"output={tmp_path}/out").code == 0
+    (tmp_path / "out" / "README.md").write_text("the user's")
+    assert ldm("export", f"run={run}", f"output={tmp_path}/out").code == 0
+    after = files(tmp_path / "out")
+    assert after.keys() - whole.keys() == {"README.md"}
+    assert all(after[name][0] == content for name, (content, _) in whole.items())
     assert_equal_models(type(model).from_pretrained(tmp_path / "out"), model)
 
 

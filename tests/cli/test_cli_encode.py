@@ -132,12 +132,14 @@ def test_encoding_killed_and_continued_is_never_killed(first_stage_run: Path, tm
         command += ["shard_size=30", "batch_size=16"]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
-    # With one shard of three complete; when it is all there but the manifest; and then not at all.
-    for at, shards in ((2, 1), (4, 3)):
+    # While the first stage is copied; with one shard of three complete; when it is all there but the manifest; and then
+    # not at all.
+    for at, shards in ((2, 0), (4, 1), (4, 3)):
         killed = start(at)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert len(list(output.glob("latents-*"))) == shards
-        assert list(output.glob(".*-*.npy.*" if shards < 3 else ".manifest*"))  # what it was writing
+        left = {0: "first_stage/.manifest*", 1: ".*-*.npy.*", 3: ".manifest*"}
+        assert list(output.glob(left[shards]))  # what it was writing
         refused = ldm("train", *CACHED, "data=latents", f"data.root={output}", f"runs={tmp_path}")
         assert refused.code == 2
         assert f"incomplete ({shards} of 3 shards)" in refused.err

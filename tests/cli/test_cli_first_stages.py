@@ -155,12 +155,12 @@ def test_large_pictures_are_reconstructed_in_tiles(
     monkeypatch.setattr(ConvEncoder, "forward", watched)
     said = {}
     for name, more in (("whole", []), ("tiles", ["tile=48"])):
-        output = tmp_path / f"{name}.png"
+        output = tmp_path / name
         done = ldm(
             "reconstruct", f"run={first_stage_run}", f"pictures={large}", "size=96", "n=2", f"output={output}", *more
         )
         assert done.code == 0, done.err
-        said[name] = np.asarray(Image.open(output)).astype(int)
+        said[name] = np.asarray(Image.open(output / "sheet.png")).astype(int)
     assert sizes == {(2, 3, 96, 96), (1, 3, 48, 48)}
     assert np.abs(said["whole"] - said["tiles"]).mean() < 3  # grey levels
     done = ldm("reconstruct", f"run={first_stage_run}", f"pictures={large}", "size=96", "n=2", "tile=50")

@@ -177,7 +177,7 @@ def _few(world: World, *overrides: str) -> list[str]:
 
 def _on_a_file(world: World, place: str) -> str:
     (world.empty / "file").touch()
-    return f"{place}={world.empty}/file/below.png"
+    return f"{place}={world.empty}/file/below"
 
 
 def _later_format(world: World) -> list[str]:
@@ -387,9 +387,9 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "doctor of damaged metrics": (_damaged_metrics, ["metrics.csv is damaged", "'1,2'"]),
     "doctor of a binary configuration": (_binary_configuration, ["config.yaml is not the configuration of a run"]),
     "doctor of null": (lambda w: ["doctor", "run=null"], ["run=null"]),
-    "doctor writes into a folder": (
-        lambda w: ["doctor", f"run={w.first}", f"output={w.empty}"],
-        ["is a folder", "json"],
+    "doctor writes into a file": (
+        lambda w: ["doctor", f"run={w.first}", f"output={w.empty}/verdict.json"],
+        ["verdict.json looks like a file", "/empty/verdict"],
     ),
     "doctor writes nowhere": (
         lambda w: ["doctor", f"run={w.first}", _on_a_file(w, "output")],
@@ -540,7 +540,10 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
         lambda w: ["reconstruct", f"run={w.first}", _on_a_file(w, "output")],
         ["Not a directory", "output="],
     ),
-    "reconstruct into no picture": (lambda w: ["reconstruct", f"run={w.first}", "output=sheet"], [".png"]),
+    "reconstruct into a picture": (
+        lambda w: ["reconstruct", f"run={w.first}", f"output={w.empty}/sheet.png"],
+        ["sheet.png looks like a file", "write output=", "/empty/sheet"],
+    ),
     "evaluate elsewhere": (lambda w: ["evaluate", f"run={w.second}", "name=../x"], ["name=../x"]),
     "a judge of no kind": (lambda w: ["evaluate", f"run={w.second}", "judge=maybe"], ["judge=maybe", "true nor false"]),
     "a grid that is not taken": (

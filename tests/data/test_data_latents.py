@@ -7,7 +7,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -301,7 +300,8 @@ def test_an_incomplete_cache_is_refused_and_only_the_rest_is_made(tmp_path, sour
     assert writer.missing == [0, 1, 2, 3, 4, 5]
     for number in (0, 2):
         write(writer, number)
-    (root / ".latents-00003-x.npy.0123").write_bytes(b"half")  # a killed writer's
+    killed = f".latents-00003-{'a' * 16}.npy.{'0' * 32}"
+    (root / killed).write_bytes(b"half")
     with pytest.raises(UserError, match=r"incomplete \(2 of 6 shards\): repeat the ldm encode"):
         cached(root).setup()
     stamps = {path: path.stat().st_mtime_ns for path in root.glob("latents-*")}
@@ -345,10 +345,27 @@ def test_a_beginning_without_a_shard_binds_nobody(tmp_path, source):
     assert begin(root, source, transform="other").missing
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path, source):
+@pytest.mark.parametrize("name", ["chapter.tex", "latents-of-mine.npy", "manifest.json"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, source, name):
     root = tmp_path / "thesis"
     root.mkdir()
-    (root / "chapter.tex").write_text("x")
+    (root / name).write_text("{}")
     with pytest.raises(UserError, match="holds something else"):
         begin(root, source)
-    assert list(islice(root.iterdir(), 2)) == [root / "chapter.tex"]
+    assert contents(root) == {name: b"{}"}
+
+
+def test_what_lies_beside_a_cache_stays(latents, source):
+    own = ["latents-mine.npy", "latents-00001-mine.npy", ".latents-notes", ".samples-x", ".manifest.json.old", "a/b"]
+    own += [".first_stage.old/weights", f".latents-00000-{'a' * 16}.npy.{'0' * 32}/b"]
+    for name in own:
+        (latents / name).parent.mkdir(exist_ok=True)
+        (latents / name).write_bytes(b"the user's")
+    flip(one(latents, "latents-00002-*"), 0.5)
+    with pytest.warns(UserWarning, match="latents-00002-.* is damaged"):
+        writer = begin(latents, source)
+    assert writer.missing == [2]
+    write(writer, 2)
+    finish(writer, source)
+    assert [(latents / name).read_bytes() for name in own] == [b"the user's"] * len(own)
+    verify(latents, read_manifest(latents))

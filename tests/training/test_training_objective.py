@@ -45,9 +45,10 @@ def sheet(ldm: Ldm, tmp_path: Path):
     """Draws from a run, and returns the pixels."""
 
     def sheet(run: Path, *overrides: str) -> np.ndarray:
-        done = ldm("sample", f"run={run}", "n=4", f"output={tmp_path / 'drawn'}", *overrides)
+        folder = tmp_path / f"drawn{len(list(tmp_path.glob('drawn*')))}"
+        done = ldm("sample", f"run={run}", "n=4", f"output={folder}", *overrides)
         assert done.code == 0, done.err
-        return np.stack([np.asarray(Image.open(file)) for file in sorted((tmp_path / "drawn").glob("*.png"))])
+        return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("[0-9]*.png"))])
 
     return sheet
 
