@@ -37,7 +37,7 @@ demo: venv
 	echo "  metrics          $(RUNS)/mnist5k-latent_diffusion/evaluation/metrics.json (the table above)"
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: venv
 	$(BIN)/ruff check .

@@ -21,6 +21,9 @@ class Ema(pl.Callback):
     The average warms up as TensorFlow's does: after n optimizer steps the decay is min(decay, (1 + n) / (10 + n)), so
     early averages do not remember the initialization.
 
+    Where it stands among the callbacks makes no difference: whoever asks for the average gets it, by :meth:`averaged`,
+    also within a validation, and checkpoints hold live weights and average each in its place, whenever they are saved.
+
     Args:
         module: name of the submodule of the LightningModule, such as ``"denoiser"``.
         decay: largest decay per optimizer step, in [0, 1).
@@ -33,6 +36,7 @@ class Ema(pl.Callback):
         self.decay = decay
         self.step = 0
         self.average: dict[str, Tensor] = {}
+        self._users = 0  # of the average in the module's place; meanwhile self.average holds the live parameters
 
     def _parameters(self, pl_module: pl.LightningModule) -> dict[str, nn.Parameter]:
         try:
@@ -57,6 +61,16 @@ class Ema(pl.Callback):
         parameters = [p.detach().float() for p in self._parameters(pl_module).values()]
         torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
 
+    def _enter(self, pl_module: pl.LightningModule) -> None:
+        self._users += 1
+        if self._users == 1:
+            self._swap(pl_module)
+
+    def _leave(self, pl_module: pl.LightningModule) -> None:
+        self._users -= 1
+        if self._users == 0:
+            self._swap(pl_module)
+
     @torch.no_grad()
     def _swap(self, pl_module: pl.LightningModule) -> None:
         for name, parameter in self._parameters(pl_module).items():
@@ -66,20 +80,32 @@ class Ema(pl.Callback):
 
     @contextmanager
     def averaged(self, pl_module: pl.LightningModule) -> Iterator[None]:
-        """Within the context, ``pl_module`` carries the averaged parameters."""
-        self._swap(pl_module)
+        """Within the context, ``pl_module`` carries the averaged parameters; contexts may lie in one another."""
+        self._enter(pl_module)
         try:
             yield
         finally:
-            self._swap(pl_module)
+            self._leave(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the average."""
-        self._swap(pl_module)
+        self._enter(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on training the live parameters (checkpoints are written after this)."""
-        self._swap(pl_module)
+        """Go on training the live parameters."""
+        self._leave(pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put live parameters and average each in its own place, where they are exchanged just now."""
+        if not self._users:
+            return
+        weights = checkpoint["state_dict"]
+        names = {name: f"{self.module}.{name}" for name in self.average}
+        average = {name: weights[full].float() for name, full in names.items()}
+        weights.update({full: self.average[name].to(weights[full].dtype) for name, full in names.items()})
+        checkpoint["callbacks"][self.state_key] = {"step": self.step, "average": average}
 
     def state_dict(self) -> dict[str, Any]:
         """The average and its age."""

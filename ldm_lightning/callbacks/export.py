@@ -70,6 +70,6 @@ class ExportAtValidation(pl.Callback):
         self.export = export
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write; the average has just been swapped out again."""
+        """Write what the validation has seen: the average, if there is one."""
         if not trainer.sanity_checking:
             self.export.write(trainer, pl_module)

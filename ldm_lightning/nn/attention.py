@@ -1,4 +1,4 @@
-"""Multi-head attention over sequences, and its use on images.
+"""Multi-head attention over sequences, and its use on items with axes.
 
 Queries and keys are normalized per head (Dehghani et al. 2023, "Scaling vision transformers to 22 billion
 parameters", Sec. 2), which bounds the logits: without it they grow during training until bfloat16 cannot resolve
@@ -79,7 +79,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
 
 
 class SpatialAttention(nn.Module):
-    """Residual attention over the pixels of an image: among themselves, then to the context's tokens if any."""
+    """Residual attention over all positions of an item: among themselves, then to the context's tokens if any."""
 
     def __init__(self, channels: int, heads: int, token_width: int | None = None) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class SpatialAttention(nn.Module):
             zeroed(self.cross.out)
 
     def forward(self, x: Tensor, context: Context = EMPTY) -> Tensor:
-        """(B, channels, H, W) -> (B, channels, H, W)."""
+        """(B, channels, *axes) -> (B, channels, *axes)."""
         h = x.flatten(2).transpose(1, 2)
         h = h + self.attention(self.norm(h))
         if self.cross is not None:

@@ -1,6 +1,7 @@
-"""The patch discriminator: one verdict for every overlapping patch of a picture.
+"""The patch discriminator: one verdict for every overlapping patch of an item.
 
-PatchGAN (Isola et al. 2017) in the size used for autoencoders (Esser et al. 2021): convolutions of 4 x 4 pixels,
+PatchGAN (Isola et al. 2017) in the size used for autoencoders (Esser et al. 2021): convolutions of 4 x 4 pixels
+(of 4 positions along each axis),
 ``layers`` of them at stride 2, two more at stride 1. Three layers judge patches of 70 x 70 pixels. Batch
 normalization is replaced by group normalization, whose answer to a picture does not depend on its batch, and so
 neither on the number of processes. But it looks at the whole picture; without it a verdict is about a patch alone, and
@@ -17,26 +18,34 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.nn.layers import group_norm
+from ldm_lightning.nn.space import check_axes, convolution, shape_text
 
 __all__ = ["PatchDiscriminator"]
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (B, in_channels, H, W) -> logits (B, 1, h, w), positive where a patch looks real, and hidden features.
+    """Items (B, in_channels, *axes) -> logits (B, 1, *fewer), positive where a patch looks real, and hidden features.
 
     Args:
-        in_channels: channels of the pictures, any number.
+        in_channels: channels of the items, any number.
         width: channels of the first layer; they double from layer to layer, up to eight times.
-        layers: convolutions at stride 2; pictures must have a side of at least 3 * 2^layers, 24 for three.
+        layers: convolutions at stride 2; items must have sides of at least 3 * 2^layers, 24 for three.
         norm: ``group`` normalizes features; ``spectral`` bounds every layer's Lipschitz constant instead (Miyato et al.
             2018); ``none`` does neither, for games with ``r1`` and ``r2``, and starts from He's initialization.
+        space: number of axes: 1, 2 or 3.
 
     Raises:
         UserError: a size below 1, or another ``norm``.
     """
 
     def __init__(
-        self, in_channels: int, width: int = 64, layers: int = 3, norm: Literal["group", "spectral", "none"] = "group"
+        self,
+        in_channels: int,
+        width: int = 64,
+        layers: int = 3,
+        norm: Literal["group", "spectral", "none"] = "group",
+        *,
+        space: int = 2,
     ) -> None:
         super().__init__()
         if layers < 1 or width < 1:
@@ -50,31 +59,33 @@ class PatchDiscriminator(nn.Module):
         for layer, (before, after) in enumerate(pairwise(widths)):
             # As in the original, the first layer's features and the verdict are not normalized.
             normed = [group_norm(after)] if norm == "group" and layer > 0 else []
+            stride = 2 if layer < layers else 1
             self.net.extend(
-                [nn.Conv2d(before, after, 4, stride=2 if layer < layers else 1, padding=1), *normed, nn.LeakyReLU(0.2)]
+                [convolution(space, before, after, 4, stride=stride, padding=1), *normed, nn.LeakyReLU(0.2)]
             )
-        self.net.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.net.append(convolution(space, widths[-1], 1, 4, padding=1))
         for module in self.net:
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
                 if norm == "none":
                     nn.init.kaiming_normal_(module.weight, 0.2)
                 else:
                     nn.init.normal_(module.weight, 0.0, 0.02)
                 if norm == "spectral":
                     spectral_norm(module)
-        self.layers = layers
+        self.layers, self.space = layers, space
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The verdicts on the pictures ``x``, and the features (B, C_l, h_l, w_l) of every hidden layer.
+        """The verdicts on the items ``x``, and the features (B, C_l, *axes_l) of every hidden layer.
 
         Raises:
-            UserError: they are too small for so many layers.
+            UserError: another number of axes than ``space``, or too small for so many layers.
         """
+        check_axes(x, self.space)
         if min(x.shape[2:]) < _smallest(self.layers):
             fitting = [layers for layers in range(1, self.layers) if min(x.shape[2:]) >= _smallest(layers)]
-            mend = f"set first_stage.adversary.discriminator.layers={fitting[-1]}" if fitting else "use larger pictures"
+            mend = f"set first_stage.adversary.discriminator.layers={fitting[-1]}" if fitting else "use larger ones"
             raise UserError(
-                f"pictures of {x.shape[2]}x{x.shape[3]} are too small for a discriminator with layers={self.layers} "
+                f"items of {shape_text(x.shape[2:])} are too small for a discriminator with layers={self.layers} "
                 f"(at least {_smallest(self.layers)}): {mend}"
             )
         features = []
@@ -86,5 +97,5 @@ class PatchDiscriminator(nn.Module):
 
 
 def _smallest(layers: int) -> int:
-    """Side of the smallest picture that leaves one verdict: two layers at stride 1 take a pixel each."""
+    """Side of the smallest item that leaves one verdict: two layers at stride 1 take a position each."""
     return int(3 * 2**layers)

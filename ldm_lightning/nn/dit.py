@@ -9,53 +9,53 @@ cross-attention between self-attention and perceptron (Chen et al. 2023, "PixArt
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.nn.attention import CrossAttention, SelfAttention
 from ldm_lightning.nn.context import Context
 from ldm_lightning.nn.layers import TimeEmbedding, zeroed
+from ldm_lightning.nn.space import check_axes, fold, shape_text, unfold
 
 __all__ = ["DiT", "position_embedding"]
 
 
-def position_embedding(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
-    """2-D sine-cosine embedding of a grid (Peebles & Xie 2023; Vaswani et al. 2017).
+def position_embedding(sides: Sequence[int], channels: int, device: torch.device | None = None) -> Tensor:
+    """Sine-cosine embedding of a grid with any number of axes (Peebles & Xie 2023; Vaswani et al. 2017).
 
-    A quarter of the channels each holds the sines and the cosines of the row, then of the column. It is made anew in
-    every forward pass: the sinusoids are one-dimensional and cost less than the look-up in a cache would save.
+    Every axis in turn has the sines, then the cosines of its positions in an equal share of the channels (for pictures
+    a quarter each); channels that cannot be shared equally stay zero. It is made anew in every forward pass: the
+    sinusoids are one-dimensional and cost less than the look-up in a cache would save.
 
     Args:
-        height: rows of the grid.
-        width: columns of the grid.
-        channels: divisible by 4.
+        sides: of the grid.
+        channels: at least two an axis.
         device: where the embedding is made.
 
     Returns:
-        (height * width, channels) float32.
+        (product of the sides, channels) float32.
     """
-    quarter = channels // 4
-    frequencies = torch.exp(-math.log(10_000) / quarter * torch.arange(quarter, device=device))
-
-    def axis(length: int) -> Tensor:
-        angles = torch.arange(length, device=device)[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-    rows = axis(height)[:, None].expand(-1, width, -1)
-    columns = axis(width)[None].expand(height, -1, -1)
-    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+    share = channels // (2 * len(sides))
+    frequencies = torch.exp(-math.log(10_000) / share * torch.arange(share, device=device))
+    parts = []
+    for axis, side in enumerate(sides):
+        angles = torch.arange(side, device=device)[:, None] * frequencies
+        own = torch.cat([angles.sin(), angles.cos()], dim=1)
+        parts.append(own.view(*(side if other == axis else 1 for other in range(len(sides))), -1).expand(*sides, -1))
+    rest = torch.zeros(*sides, channels - 2 * share * len(sides), device=device)
+    return torch.cat([*parts, rest], dim=-1).flatten(0, -2)
 
 
 class DiT(nn.Module):
-    """Diffusion transformer for inputs whose sides are multiples of ``patch``.
+    """Diffusion transformer for inputs whose sides are multiples of ``patch``, along each of ``space`` axes.
 
     Args:
         in_channels: channels of the latents.
-        patch: side of a patch in latent pixels.
-        width: channels of a token, divisible by 4 and by ``heads``.
+        patch: side of a patch in positions of the latent; one number for all axes, or one for each.
+        width: channels of a token, divisible by ``heads``, at least two for each axis.
         depth: number of blocks.
         heads: attention heads.
         mlp_ratio: width of the perceptron over ``width``.
@@ -63,18 +63,19 @@ class DiT(nn.Module):
         vector_width: width of the context's vector; None for none.
         token_width: width of the context's tokens; None for none.
         out_channels: channels of the output; None for ``in_channels``.
+        space: number of axes of the latents: 1, 2 or 3.
 
     The output is exactly zero before training.
 
     Raises:
-        UserError: ``width`` is not divisible by 4 or by ``heads``.
+        UserError: ``width`` is not as said, or there are not as many patch sides as axes.
     """
 
     def __init__(
         self,
         in_channels: int,
         *,
-        patch: int = 1,
+        patch: int | Sequence[int] = 1,
         width: int = 256,
         depth: int = 6,
         heads: int = 4,
@@ -83,42 +84,47 @@ class DiT(nn.Module):
         vector_width: int | None = None,
         token_width: int | None = None,
         out_channels: int | None = None,
+        space: int = 2,
     ) -> None:
         super().__init__()
-        if width % 4:
-            raise UserError(f"DiT width {width} is not divisible by 4; use width={width + 4 - width % 4}")
-        self.patch = patch
-        self.vector_width, self.token_width = vector_width, token_width
+        self.patch = (patch,) * space if isinstance(patch, int) else tuple(patch)
+        if len(self.patch) != space or min(self.patch) < 1:
+            raise UserError(f"patch={patch} for space={space}: give one number of at least 1, or one for each axis")
+        if width < 2 * space:
+            raise UserError(f"DiT width {width} is too small to tell positions apart; use width={2 * space} or more")
+        self.vector_width, self.token_width, self.space = vector_width, token_width, space
         self.embed = TimeEmbedding(width, vector_width)
-        self.patchify = nn.Linear(in_channels * patch**2, width)
+        block = math.prod(self.patch)
+        self.patchify = nn.Linear(in_channels * block, width)
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio, dropout, token_width) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
-        self.unpatchify = zeroed(nn.Linear(width, (out_channels or in_channels) * patch**2))
+        self.unpatchify = zeroed(nn.Linear(width, (out_channels or in_channels) * block))
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
-        """(B, in_channels, H, W) at times (B,) in [0, 1] -> (B, out_channels, H, W).
+        """(B, in_channels, *axes) at times (B,) in [0, 1] -> (B, out_channels, *axes).
 
         Raises:
-            UserError: ``patch`` does not divide H and W.
+            UserError: another number of axes than ``space``, or ``patch`` does not divide them.
         """
-        height, width = z.shape[2:]
-        if height % self.patch or width % self.patch:
+        check_axes(z, self.space)
+        sides = z.shape[2:]
+        if any(side % patch for side, patch in zip(sides, self.patch, strict=True)):
             raise UserError(
-                f"latents of {height}x{width} cannot be cut into patches of {self.patch}x{self.patch}; "
-                f"use patch={math.gcd(height, width, self.patch)} or another image size"
+                f"latents of {shape_text(sides)} cannot be cut into patches of {shape_text(self.patch)}; "
+                f"use patch={math.gcd(*sides, *self.patch)} or another size"
             )
         embedding = self.embed(t, context)
-        # Patches by unshuffle and a linear map: the same function as a strided convolution, and faster on a CPU.
-        patches = F.pixel_unshuffle(z, self.patch)
-        rows, columns = patches.shape[2:]
+        # Patches by folding and a linear map: the same function as a strided convolution, and faster on a CPU.
+        patches = fold(z, self.patch)
+        grid = patches.shape[2:]
         h = self.patchify(patches.flatten(2).transpose(1, 2))
-        h = h + position_embedding(rows, columns, h.shape[2], h.device).to(h.dtype)
+        h = h + position_embedding(grid, h.shape[2], h.device).to(h.dtype)
         for block in self.blocks:
             h = block(h, embedding, context)
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=2)
         h = self.unpatchify(_modulate(self.norm_out(h), scale, shift))
-        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, (rows, columns)), self.patch)
+        return unfold(h.transpose(1, 2).unflatten(2, grid), self.patch)
 
 
 class _Block(nn.Module):

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.nn.context import Context
+from ldm_lightning.nn.space import convolution
 
-__all__ = ["Downsample", "ResBlock", "TimeEmbedding", "Upsample", "group_norm", "zeroed"]
+__all__ = ["ResBlock", "TimeEmbedding", "Upsample", "downsample", "group_norm", "zeroed"]
 
-_Module = TypeVar("_Module", nn.Linear, nn.Conv2d)
+_Module = TypeVar("_Module", bound=nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
 def zeroed(layer: _Module) -> _Module:
@@ -75,50 +76,56 @@ class TimeEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block of two 3x3 convolutions: norm, SiLU, convolution; norm, SiLU, dropout, convolution.
+    """Residual block of two convolutions of side 3: norm, SiLU, convolution; norm, SiLU, dropout, convolution.
 
     With ``embedding_width`` the second norm is adaptive: the embedding scales and shifts it (AdaGN, Dhariwal &
     Nichol 2021, Eq. 3).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding_width: int | None = None, dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_width: int | None = None,
+        dropout: float = 0.0,
+        *,
+        space: int = 2,
     ) -> None:
         super().__init__()
         self.norm_in = group_norm(in_channels)
-        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv_in = convolution(space, in_channels, out_channels, 3, padding=1)
         self.modulation = None if embedding_width is None else nn.Linear(embedding_width, 2 * out_channels)
         self.norm_out = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv_out = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.conv_out = zeroed(convolution(space, out_channels, out_channels, 3, padding=1))
+        self.skip: nn.Module = (
+            nn.Identity() if in_channels == out_channels else convolution(space, in_channels, out_channels, 1)
+        )
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """(B, in_channels, H, W) and (B, embedding_width) -> (B, out_channels, H, W)."""
+        """(B, in_channels, *axes) and (B, embedding_width) -> (B, out_channels, *axes)."""
         h = self.norm_out(self.conv_in(F.silu(self.norm_in(x))))
         if self.modulation is not None:
-            scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+            scale, shift = self.modulation(embedding).unflatten(1, (-1, *[1] * (x.ndim - 2))).chunk(2, dim=1)
             h = h * (1 + scale) + shift
         out: Tensor = self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
         return out
 
 
-class Downsample(nn.Conv2d):
-    """(B, in_channels, H, W) -> (B, out_channels, ceil(H / 2), ceil(W / 2)) by a strided convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
+def downsample(in_channels: int, out_channels: int, *, space: int = 2) -> nn.Module:
+    """(B, in_channels, *axes) -> (B, out_channels, *ceil(axes / 2)) by a strided convolution."""
+    return convolution(space, in_channels, out_channels, 3, stride=2, padding=1)
 
 
 class Upsample(nn.Module):
     """Nearest-neighbour resize and a convolution, which leaves no checkerboard (Odena et al. 2016)."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, space: int = 2) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv = convolution(space, in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """(B, in_channels, h, w) -> (B, out_channels, *size); ``size`` is (2 h, 2 w) unless given."""
-        height, width = size or (2 * x.shape[2], 2 * x.shape[3])
-        out: Tensor = self.conv(F.interpolate(x, size=(height, width), mode="nearest"))
+        """(B, in_channels, *axes) -> (B, out_channels, *size); ``size`` is twice the axes unless given."""
+        sides = list(size or (2 * side for side in x.shape[2:]))
+        out: Tensor = self.conv(F.interpolate(x, size=sides, mode="nearest"))
         return out

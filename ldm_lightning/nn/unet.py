@@ -19,13 +19,14 @@ from torch.nn import functional as F
 from ldm_lightning.errors import UserError
 from ldm_lightning.nn.attention import SpatialAttention
 from ldm_lightning.nn.context import Context
-from ldm_lightning.nn.layers import Downsample, ResBlock, TimeEmbedding, Upsample, group_norm, zeroed
+from ldm_lightning.nn.layers import ResBlock, TimeEmbedding, Upsample, downsample, group_norm, zeroed
+from ldm_lightning.nn.space import check_axes, convolution
 
 __all__ = ["UNet"]
 
 
 class UNet(nn.Module):
-    """U-Net for inputs of any height and width.
+    """U-Net for inputs of any size along each of ``space`` axes.
 
     Args:
         in_channels: channels of the latents.
@@ -37,6 +38,7 @@ class UNet(nn.Module):
         vector_width: width of the context's vector; None for none.
         token_width: width of the context's tokens; None for none.
         out_channels: channels of the output; None for ``in_channels``.
+        space: number of axes of the latents: 1, 2 or 3.
 
     The output is exactly zero before training.
 
@@ -56,38 +58,44 @@ class UNet(nn.Module):
         vector_width: int | None = None,
         token_width: int | None = None,
         out_channels: int | None = None,
+        space: int = 2,
     ) -> None:
         super().__init__()
         if len(attention) != len(channels):
             raise UserError(
                 f"attention has {len(attention)} entries but channels has {len(channels)}; give one entry a level"
             )
-        self.vector_width, self.token_width = vector_width, token_width
+        self.vector_width, self.token_width, self.space = vector_width, token_width, space
         embedding_width = 4 * channels[0]
 
         def block(in_width: int, width: int, attend: bool) -> _Block:
-            residual = ResBlock(in_width, width, embedding_width, dropout)
+            residual = ResBlock(in_width, width, embedding_width, dropout, space=space)
             return _Block(residual, SpatialAttention(width, heads, token_width) if attend else None)
 
         down: list[nn.Module] = []
         up: list[nn.Module] = []  # fine to coarse, hence from the last layer to the first
         for level, (width, attend) in enumerate(zip(channels, attention, strict=True)):
             if level > 0:
-                down.append(Downsample(channels[level - 1], width))
-                up.append(Upsample(width, channels[level - 1]))
+                down.append(downsample(channels[level - 1], width, space=space))
+                up.append(Upsample(width, channels[level - 1], space=space))
             down.extend(block(width, width, attend) for _ in range(blocks))
             up.extend(block(2 * width, width, attend) for _ in range(blocks + 1))
 
         self.embed = TimeEmbedding(embedding_width, vector_width)
-        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.conv_in = convolution(space, in_channels, channels[0], 3, padding=1)
         self.down = nn.ModuleList(down)
         self.middle = nn.ModuleList(block(channels[-1], channels[-1], attend) for attend in (True, False))
         self.up = nn.ModuleList(reversed(up))
         self.norm_out = group_norm(channels[0])
-        self.conv_out = zeroed(nn.Conv2d(channels[0], out_channels or in_channels, 3, padding=1))
+        self.conv_out = zeroed(convolution(space, channels[0], out_channels or in_channels, 3, padding=1))
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
-        """(B, in_channels, H, W) at times (B,) in [0, 1] -> (B, out_channels, H, W)."""
+        """(B, in_channels, *axes) at times (B,) in [0, 1] -> (B, out_channels, *axes).
+
+        Raises:
+            UserError: ``z`` has another number of axes than ``space``.
+        """
+        check_axes(z, self.space)
         embedding = self.embed(t, context)
         h = self.conv_in(z)
         skips = [h]

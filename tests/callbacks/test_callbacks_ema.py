@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,9 @@ class Line(pl.LightningModule):
         self.validated.append(self.denoiser.weight.item())
 
 
-def fit(ema: Ema, steps: int, accumulate: int = 1) -> tuple[Line, pl.Trainer]:
+def fit(
+    ema: Ema, steps: int, accumulate: int = 1, before: tuple[pl.Callback, ...] = (), after: tuple[pl.Callback, ...] = ()
+) -> tuple[Line, pl.Trainer]:
     module = Line()
     loader = DataLoader(torch.ones(16, 1), batch_size=2)
     trainer = pl.Trainer(
@@ -42,7 +46,7 @@ def fit(ema: Ema, steps: int, accumulate: int = 1) -> tuple[Line, pl.Trainer]:
         accelerator="cpu",
         devices=1,
         logger=False,
-        callbacks=[ema],
+        callbacks=[*before, ema, *after],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -97,3 +101,38 @@ def test_its_state_survives_weights_only_loading(tmp_path: object) -> None:
     again.load_state_dict(torch.load(path, weights_only=True))
     assert again.step == 4
     assert again.average["weight"] == ema.average["weight"]
+
+
+class Look(pl.Callback):
+    """Exports and saves a checkpoint at the start and at the end of a validation."""
+
+    def __init__(self, ema: Ema, folder: Path) -> None:
+        self.ema, self.folder = ema, folder
+        self.exported: list[float] = []
+        self.saved: list[tuple[float, float]] = []
+
+    def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with self.ema.averaged(pl_module):
+            self.exported.append(pl_module.get_parameter("denoiser.weight").item())
+        trainer.save_checkpoint(self.folder / "any.ckpt", weights_only=False)
+        state = torch.load(self.folder / "any.ckpt", weights_only=True)
+        average = state["callbacks"]["Ema"]["average"]["weight"]
+        self.saved.append((state["state_dict"]["denoiser.weight"].item(), average.item()))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.look(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.look(trainer, pl_module)
+
+
+def test_the_order_of_callbacks_makes_no_difference(tmp_path: Path) -> None:
+    ema = Ema(decay=0.9)
+    before, after = Look(ema, tmp_path), Look(ema, tmp_path)
+    module, _ = fit(ema, 4, before=(before,), after=(after,))
+    average = expected(module.live, 0.9)
+    assert abs(average - module.live[-1]) > 0.1
+    torch.testing.assert_close(before.exported + after.exported, [average] * 4)
+    for live, kept in before.saved + after.saved:
+        torch.testing.assert_close((live, kept), (module.live[-1], average))
+    torch.testing.assert_close(module.denoiser.weight.item(), module.live[-1])

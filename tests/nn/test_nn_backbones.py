@@ -17,7 +17,6 @@ from ldm_lightning.nn import (
     NoCondition,
     UNet,
 )
-from ldm_lightning.nn.dit import position_embedding
 
 BATCH = 5
 CLASSES = 7
@@ -182,15 +181,6 @@ def test_dit_tells_positions_apart(shaken) -> None:
     assert len(out.unique()) == 16
 
 
-def test_positions_are_relative_and_separate_rows_from_columns() -> None:
-    embedding = position_embedding(5, 7, 24).view(5, 7, 24)
-    assert torch.equal(embedding[:, 0, :12], embedding[:, 6, :12])
-    assert torch.equal(embedding[0, :, 12:], embedding[4, :, 12:])
-    # Inner products of sine-cosine embeddings depend on the distance alone.
-    torch.testing.assert_close((embedding[0, 0] * embedding[1, 2]).sum(), (embedding[3, 4] * embedding[4, 6]).sum())
-    torch.testing.assert_close(embedding[:5, :5], position_embedding(5, 5, 24).view(5, 5, 24))
-
-
 @backbones
 def test_bfloat16_is_finite_and_near_float32(backbone: str, shaken) -> None:
     network = shaken(build(backbone, "all"))
@@ -224,7 +214,7 @@ def test_a_width_the_backbone_does_not_expect_is_refused(backbone: str) -> None:
 def test_impossible_shapes_are_refused() -> None:
     with pytest.raises(UserError, match="3 attention heads do not divide the width 16; use heads=2"):
         DiT(3, width=16, heads=3)
-    with pytest.raises(UserError, match="width 18 is not divisible by 4; use width=20"):
-        DiT(3, width=18, heads=2)
+    with pytest.raises(UserError, match="width 3 is too small to tell positions apart; use width=4"):
+        DiT(3, width=3, heads=1)
     with pytest.raises(UserError, match="attention has 2 entries but channels has 3"):
         UNet(3, channels=(8, 16, 32), attention=(False, True))

@@ -25,7 +25,7 @@ def test_the_factor_is_that_of_the_resolution() -> None:
     features = encoder(torch.rand(1, 3, 16, 8))
     assert (encoder.factor, features.shape) == (4, (1, 4, 4, 2))
     assert decoder(features[:, :2]).shape == (1, 3, 16, 8)
-    with pytest.raises(UserError, match="factor 4; use an image size of 16x8 or 20x12"):
+    with pytest.raises(UserError, match="factor 4; use a size of 16x8 or 20x12"):
         encoder(torch.rand(1, 3, 18, 10))
 
 

@@ -10,7 +10,7 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.nn.attention import CrossAttention, SelfAttention, SpatialAttention
 from ldm_lightning.nn.context import EMPTY, Context
 from ldm_lightning.nn.count import multiply_adds, parameters
-from ldm_lightning.nn.layers import Downsample, ResBlock, TimeEmbedding, Upsample, group_norm
+from ldm_lightning.nn.layers import ResBlock, TimeEmbedding, Upsample, downsample, group_norm
 
 
 @pytest.mark.parametrize("channels", [1, 3, 7, 12, 30, 64, 100, 127, 256, 1000])
@@ -48,7 +48,7 @@ def test_residual_blocks_start_as_the_identity() -> None:
 
 def test_resolution_halves_upwards_and_doubles_or_fits() -> None:
     x = torch.randn(2, 4, 7, 6)
-    small = Downsample(4, 8)(x)
+    small = downsample(4, 8)(x)
     assert small.shape == (2, 8, 4, 3)
     assert Upsample(8, 4)(small).shape == (2, 4, 8, 6)
     assert Upsample(8, 4)(small, size=(7, 6)).shape == x.shape
