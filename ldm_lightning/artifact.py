@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -23,7 +24,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ldm_lightning import __version__
-from ldm_lightning.errors import UserError
+from ldm_lightning.errors import UserError, room_for
 
 __all__ = [
     "Artifact",
@@ -33,6 +34,7 @@ __all__ = [
     "read_manifest",
     "replace_file",
     "replacing",
+    "sweep",
     "write_artifact",
 ]
 
@@ -49,30 +51,44 @@ class Artifact:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` once it is complete and on the disk.
 
-    A reader, or a crash, sees the old file or the new one, never a part; what fails leaves nothing behind.
+    A reader, or a crash, sees the old file or the new one, never a part; what fails leaves nothing behind. What a kill
+    leaves is removed by :func:`sweep`.
+
+    Args:
+        path: the file to make or replace.
+        size: its bytes when they are known, for the message about a full disk.
 
     Raises:
+        DiskFull: there is no room for it.
         OSError: the folder is missing or cannot be written to.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with room_for(path, size):
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` by :func:`replacing`."""
-    with replacing(path) as file:
+    with replacing(path, len(content)) as file:
         file.write(content)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what :func:`replacing` left in ``folder`` when it was killed; nobody else may be writing there."""
+    for stale in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{32}", stale.name) and stale.is_file():
+            stale.unlink()
 
 
 def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], details: Mapping[str, Any]) -> None:
@@ -167,9 +183,14 @@ def copy_artifact(run: str | Path, folder: Path) -> None:
             if read_manifest(folder) == manifest:  # not only the weights: statistics decide the scale
                 return
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    shutil.copy2(source / manifest["weights"], temporary)
-    shutil.copy2(source / MANIFEST, temporary)
-    if (source / "first_stage").is_dir():
-        copy_artifact(source / "first_stage", temporary / "first_stage")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    try:
+        with room_for(folder, (source / manifest["weights"]).stat().st_size):
+            shutil.copy2(source / manifest["weights"], temporary)
+            shutil.copy2(source / MANIFEST, temporary)
+        if (source / "first_stage").is_dir():
+            copy_artifact(source / "first_stage", temporary / "first_stage")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
