@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ldm_lightning import __version__
-from ldm_lightning.errors import UserError
+from ldm_lightning.errors import UserError, room_for
 
 __all__ = [
     "Artifact",
@@ -35,6 +36,7 @@ __all__ = [
     "replace_file",
     "replacing",
     "set_aside",
+    "sweep",
     "write_artifact",
 ]
 
@@ -53,34 +55,37 @@ class Artifact:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mark: str | None = None) -> Iterator[BinaryIO]:
+def replacing(path: Path, mark: str | None = None, size: int | None = None) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` once it is complete and on the disk.
 
-    A reader, or a crash, sees the old file or the new one, never a part; what fails leaves nothing behind.
+    A reader, or a crash, sees the old file or the new one, never a part; what fails leaves nothing behind. What a kill
+    leaves is removed by :func:`sweep`.
 
     Args:
-        path: the file to be.
+        path: the file to make or replace.
         mark: in the name under which it grows, unique by default. A checksum of the content serves where nobody else
             writes here: what a killed writer left is then overwritten by whoever writes the same again.
 
     Raises:
+        DiskFull: there is no room for it.
         OSError: the folder is missing or cannot be written to.
     """
     temporary = path.with_name(f".{path.name}.{mark or uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb" if mark else "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with room_for(path, size):
+        try:
+            with temporary.open("wb" if mark else "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` by :func:`replacing`."""
-    with replacing(path) as file:
+    with replacing(path, size=len(content)) as file:
         file.write(content)
 
 
@@ -88,6 +93,13 @@ def set_aside(path: Path) -> Path:
     """Rename ``path``, whose name is needed, to the first of ``NAME-1.EXT``, ``NAME-2.EXT`` ... that is free."""
     spare = (path.with_stem(f"{path.stem}-{k}") for k in itertools.count(1))
     return path.rename(next(free for free in spare if not os.path.lexists(free)))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what :func:`replacing` left in ``folder`` when it was killed; nobody else may be writing there."""
+    for stale in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{32}", stale.name) and stale.is_file():
+            stale.unlink()
 
 
 def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], details: Mapping[str, Any]) -> None:
@@ -217,7 +229,9 @@ def copy_artifact(run: str | Path, folder: Path) -> None:
         copy_artifact(source / "first_stage", folder / "first_stage")
     with (
         (source / manifest["weights"]).open("rb") as original,
-        replacing(folder / manifest["weights"], manifest["sha256"][:16]) as copy,
+        replacing(
+            folder / manifest["weights"], manifest["sha256"][:16], (source / manifest["weights"]).stat().st_size
+        ) as copy,
     ):
         shutil.copyfileobj(original, copy)
     _swap_manifest(folder, (source / MANIFEST).read_bytes())

@@ -7,13 +7,59 @@ code 2; anything else that escapes is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ["UserError", "first_line", "nearest", "needs_extra"]
+__all__ = ["DiskFull", "UserError", "causes", "first_line", "is_disk_full", "nearest", "needs_extra", "room_for"]
 
 
 class UserError(ValueError):
     """A mistake in data, configuration or environment: the message names the cause and the mend."""
+
+
+class DiskFull(OSError):
+    """No room, or no quota, for a file: its path, the bytes it needs where they are known, and the bytes free."""
+
+
+@contextmanager
+def room_for(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Say which file it was when what is written here finds no room; any other error passes.
+
+    Writing alone does not tell: the system's error names no file, and ``torch.save`` hides it behind one of its own.
+
+    Args:
+        path: the file or folder being written.
+        needed: its bytes, when they are known.
+
+    Raises:
+        DiskFull: in place of an error that was caused by a full disk.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = next(filter(is_disk_full, causes(error)), None)
+        if full is None or isinstance(full, DiskFull):
+            raise
+        assert isinstance(full, OSError)
+        place = next(place for place in path.absolute().parents if place.is_dir())
+        needs = "" if needed is None else f"it needs {needed:,} bytes, and "
+        message = f"{full.strerror}: {needs}{shutil.disk_usage(place).free:,} bytes are free"
+        raise DiskFull(full.errno, message, str(path)) from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether this is the system's error for a full disk or a used-up quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error itself, the one that it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def first_line(error: BaseException) -> str:

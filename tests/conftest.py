@@ -8,8 +8,9 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,20 @@ def latents(first_stage_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     result = run_ldm("encode", f"run={first_stage_run}", f"output={output}", "shard_size=30", "batch_size=16")
     assert result.code == 0, result.err
     return output
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB of its own; ``mount -o remount,size=... PLACE`` makes room on it."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a disk can only be made by root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.fixture(scope="session")

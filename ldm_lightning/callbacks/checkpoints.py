@@ -3,57 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from ldm_lightning.callbacks.checkpoint_files import BEST, LAST
 from ldm_lightning.errors import UserError, nearest
 
-__all__ = ["BEST", "AtomicCheckpointIO", "Checkpoints", "intact", "latest"]
-
-BEST = "best.ckpt"
-LAST = "last.ckpt"
-PREVIOUS = "previous-last.ckpt"
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then renames; the last.ckpt before stays as previous-last.ckpt."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``; a reader sees a whole file or none."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.name == LAST and path.exists():
-            path.replace(path.with_name(PREVIOUS))
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the rename itself must survive a power cut
-        os.close(folder)
-
-
-def intact(path: Path) -> bool:
-    """Whether every record of a checkpoint file has its checksum right."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest intact checkpoint to resume from: ``last.ckpt``, else the one before; None when there is none."""
-    return next((folder / name for name in (LAST, PREVIOUS) if intact(folder / name)), None)
+__all__ = ["Checkpoints"]
 
 
 class Checkpoints(Checkpoint):
@@ -62,6 +21,7 @@ class Checkpoints(Checkpoint):
     Args:
         folder: where they go.
         every_n_steps: optimizer steps between two saves; every validation and the end of training save as well.
+            Never amid accumulated batches, as happens at the end of an epoch that they do not divide.
         monitor: the logged value that decides which is best.
         mode: "min" or "max".
     """
@@ -105,7 +65,8 @@ class Checkpoints(Checkpoint):
         if value < self.best:
             self.best = value
             trainer.save_checkpoint(self.folder / BEST, weights_only=False)
-        self._save_last(trainer)
+        if not trainer.fit_loop._should_accumulate():
+            self._save_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end, unless the last save was there already."""

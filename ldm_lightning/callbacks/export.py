@@ -64,12 +64,15 @@ def write_model(
 
 
 class ExportAtValidation(pl.Callback):
-    """Exports after every validation, so that a model can be sampled from while it trains."""
+    """Exports after every validation, so that a model can be sampled from while it trains.
+
+    But for that of the last step, before whose checkpoints an export would call the run finished: its end exports.
+    """
 
     def __init__(self, export: Export) -> None:
         self.export = export
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what the validation has seen: the average, if there is one."""
-        if not trainer.sanity_checking:
+        """Write what the validation has seen: the average, if there is one; the end of training writes anyway."""
+        if not trainer.sanity_checking and trainer.global_step != trainer.max_steps:
             self.export.write(trainer, pl_module)

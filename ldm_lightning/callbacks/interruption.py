@@ -43,7 +43,12 @@ class Interruption(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals, after Lightning has set its own handlers."""
-        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        if not self._before:
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Likewise: a resumed run may have a validation to catch up on before it trains."""
+        self.on_train_start(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Agree with the other ranks whether to stop here; never amid accumulated batches, whose sum is not saved."""

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ldm_lightning.artifact import read_manifest
-from ldm_lightning.callbacks.checkpoints import BEST, intact, latest
+from ldm_lightning.callbacks.checkpoint_files import BEST, intact, latest
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.export import write_model
 from ldm_lightning.cli import build

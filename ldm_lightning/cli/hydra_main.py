@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm_lightning.errors import UserError, first_line, nearest
+from ldm_lightning.errors import UserError, causes, first_line, is_disk_full, nearest
 
 __all__ = ["conf_dir", "explain", "run", "split_arguments"]
 
@@ -154,11 +154,13 @@ def _mistakes_explained(verb: str, arguments: list[str]) -> Iterator[None]:
 
 def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None:
     """One line with cause and mend for a mistake of the user's; None for anything else."""
-    chain = list(_causes(error))
+    chain = list(causes(error))
     for kind, describe in _DESCRIPTIONS.items():
         for cause in chain:
             if isinstance(cause, kind):
                 return describe(cause)
+    if full := next(filter(is_disk_full, chain), None):
+        return _disk_full(full)
     if isinstance(error, ConfigCompositionException):
         return _unknown_key(error, verb, split_arguments(arguments)[0])
     if isinstance(error, InstantiationException):
@@ -168,10 +170,10 @@ def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None
     return first_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def _disk_full(error: BaseException) -> str:
+    assert isinstance(error, OSError)
+    place = f"{error.filename} cannot be written" if error.filename else "nothing more can be written"
+    return f"{place} ({error.strerror}): make room and repeat the command, which loses nothing"
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -56,6 +56,7 @@ _FREE = (
     "data.source.root",
     "first_stage.run",
     "guidance.run",
+    "resume",
     "source",  # of `ldm import`, which compares the weights themselves
     "subfolder",
     "trainer.accelerator",

@@ -15,15 +15,16 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 from ldm_lightning.artifact import copy_artifact, read_artifact
-from ldm_lightning.callbacks.checkpoints import AtomicCheckpointIO, latest
+from ldm_lightning.callbacks.checkpoint_files import AtomicCheckpointIO
 from ldm_lightning.callbacks.export import Export, ExportAtValidation
 from ldm_lightning.callbacks.interruption import Interruption
 from ldm_lightning.callbacks.reseed import Reseed
-from ldm_lightning.callbacks.rewind import RewindMetrics
+from ldm_lightning.callbacks.resumption import Resumption
 from ldm_lightning.cli import build
 from ldm_lightning.cli.curves import draw_curves
 from ldm_lightning.cli.latent_data import adopt
 from ldm_lightning.cli.launch import check_place, make_trainer, name_sweep_job, settle
+from ldm_lightning.cli.resume import check_resume, find_checkpoint
 from ldm_lightning.cli.run_folder import SAME_COMMAND, claim, first_stage_of, is_first_process, lock, write_log
 from ldm_lightning.cli.schema import check
 from ldm_lightning.cli.size import size
@@ -42,6 +43,7 @@ def main(config: DictConfig) -> float | None:
     """Train; returns the last validation loss, which sweepers minimize."""
     check(config, beside=[f"data.{key}" for key in build.DATA_SHORTCUTS])
     check_place(config)
+    check_resume(config.resume)
     name_sweep_job(config)
     settle(config)
     adopt(config)
@@ -57,13 +59,14 @@ def main(config: DictConfig) -> float | None:
     claim(folder, plain)
     with lock(folder):
         write_log(folder)
-        if finished := _finished(folder, config):
+        if config.resume == "auto" and (finished := _finished(folder, config)):
             log.info("%s is finished (step %d); give trainer.max_steps=... to go on", folder, finished["step"])
             loss: float | None = finished["metrics"].get("val/loss")
             return loss
+        checkpoint = find_checkpoint(folder, config.resume, module.state_dict())
         if "run" in config.first_stage and is_first_process():
             copy_artifact(first_stage_of(config), folder / "first_stage")  # also in place of one it was begun with
-        return _fit(trainer, module, data, interruption, export)
+        return _fit(trainer, module, data, interruption, export, checkpoint=checkpoint)
 
 
 def _fit(
@@ -72,9 +75,10 @@ def _fit(
     data: DataModule,
     interruption: Interruption,
     export: Export,
+    *,
+    checkpoint: Path | None,
 ) -> float | None:
     folder = export.run
-    checkpoint = latest(folder / "checkpoints")
     _announce(module, data, trainer, folder, checkpoint)
     for logger in trainer.loggers:
         if not isinstance(logger, CsvLogger):
@@ -119,7 +123,7 @@ def _finished(folder: Path, config: DictConfig) -> dict[str, Any] | None:
 
 def _trainer(config: DictConfig, folder: Path, interruption: Interruption, export: Export) -> pl.Trainer:
     loggers = [CsvLogger(folder), *(instantiate(node) for node in config.logger.values() if node)]
-    callbacks = [interruption, Reseed(config.seed), RewindMetrics()]
+    callbacks = [Resumption(), interruption, Reseed(config.seed)]
     callbacks += [instantiate(node) for node in config.callbacks.values() if node]
     if config.stage == "latent_diffusion":
         callbacks.append(ExportAtValidation(export))  # a first stage's statistics would cost too much each time

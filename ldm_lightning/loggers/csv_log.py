@@ -16,7 +16,7 @@ import csv
 import io
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ldm_lightning.artifact import replacing
-from ldm_lightning.errors import UserError
+from ldm_lightning.errors import UserError, room_for
 
 __all__ = ["CsvLogger", "read_metrics"]
 
@@ -67,25 +67,29 @@ class CsvLogger(Logger):
         Args:
             metrics: values by name. Lightning's ``epoch`` fills the column of that name instead of a row.
             step: optimizer steps completed before the logged batch; none counts as 0.
+
+        Raises:
+            DiskFull: half a row may stand at the end, which the next call cuts off.
         """
         epoch = int(metrics["epoch"]) if "epoch" in metrics else ""
         # Sorted: Lightning hands values over in the order of their first appearance, which a resumed run has not seen.
         named = sorted((name, value) for name, value in metrics.items() if name != "epoch")
         rows = [[step or 0, epoch, name, repr(float(value))] for name, value in named]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
+        with room_for(self.path), self.path.open("a+b") as file:
             _repair(file)
             file.write(_encode(rows if file.tell() else [HEADER, *rows]))
 
     @rank_zero_only
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, again: Collection[str] = ()) -> None:
         """Drop the rows of ``step`` and later: what training from a state with ``step`` completed steps logs anew.
 
-        The file is replaced in one atomic operation, so a kill leaves either the old or the new one. The place to
-        call it is ``on_train_start``: at ``on_fit_start`` Lightning has not restored ``global_step`` yet, it is 0.
+        The file is replaced in one atomic operation, so a kill leaves either the old or the new one. To be called when
+        Lightning has restored ``global_step``: at ``on_fit_start`` it is still 0.
 
         Args:
             step: completed optimizer steps, ``trainer.global_step`` with one optimizer; 0 starts afresh.
+            again: metrics that the batch which completed the last step logs anew as well.
 
         Raises:
             UserError: if the existing file is not a metrics file.
@@ -95,7 +99,8 @@ class CsvLogger(Logger):
         with replacing(self.path) as file:
             file.write(_encode([HEADER]))
             for row in _rows(self.path):
-                if int(row[0]) < step:
+                at, name = int(row[0]), row[2]
+                if at < step and not (at == step - 1 and name in again):
                     file.write(_encode([row]))
 
 
