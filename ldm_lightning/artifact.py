@@ -189,19 +189,25 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"{folder} has format {manifest['format']}, written by version {manifest.get('version')}; this is version "
             f"{__version__}, which reads formats up to {FORMAT}: install a newer ldm_lightning"
         )
-    if (weights := str(manifest.get("weights"))) != Path(weights).name:
-        raise UserError(f"{folder / MANIFEST} names weights outside of its folder ({weights}): train {run} again")
     if kind is not None and manifest.get("kind") != kind:
         raise UserError(f"{run} holds a {manifest.get('kind')} model, but a {kind} model is needed here")
     return manifest
+
+
+def _weights_file(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """The file of weights that the manifest names, which lies beside it and nowhere else."""
+    name = str(manifest.get("weights", ""))
+    if Path(name).name != name:
+        raise UserError(f"{folder / MANIFEST} names weights={name}, which lie elsewhere: take the run from its author")
+    return folder / name
 
 
 def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
     """Read and verify the artifact of a run; arguments and errors as of :func:`read_manifest`."""
     manifest, folder = read_manifest(run, kind), locate(Path(run))
     try:
-        content = (folder / manifest["weights"]).read_bytes()
-    except (FileNotFoundError, KeyError):
+        content = _weights_file(folder, manifest).read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{folder} is half written (no weights): repeat the command that trained {run}") from None
     if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
         raise UserError(
@@ -228,9 +234,9 @@ def copy_artifact(run: str | Path, folder: Path) -> None:
     if (source / "first_stage").is_dir():
         copy_artifact(source / "first_stage", folder / "first_stage")
     with (
-        (source / manifest["weights"]).open("rb") as original,
+        _weights_file(source, manifest).open("rb") as original,
         replacing(
-            folder / manifest["weights"], manifest["sha256"][:16], (source / manifest["weights"]).stat().st_size
+            folder / manifest["weights"], manifest["sha256"][:16], _weights_file(source, manifest).stat().st_size
         ) as copy,
     ):
         shutil.copyfileobj(original, copy)

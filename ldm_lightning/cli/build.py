@@ -11,12 +11,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ldm_lightning.artifact import Artifact, read_artifact, read_manifest
+from ldm_lightning.artifact import Artifact
 from ldm_lightning.cli.denoiser import denoiser, load_weights
 from ldm_lightning.cli.fit import check_fit
 from ldm_lightning.cli.guidance import guidance
 from ldm_lightning.cli.latent_data import is_cached
 from ldm_lightning.cli.run_folder import first_stage_of
+from ldm_lightning.cli.saved import read_artifact, read_manifest
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.autoencoder import Autoencoder
@@ -62,10 +63,13 @@ def derive(config: DictConfig, data: DataModule) -> None:
     """Fill in ``config.derived``: what the data and the first stage decide and nobody should type.
 
     Raises:
-        UserError: the first stage does not fit the data.
+        UserError: the first stage does not fit the data, or a class has a name that cannot be kept.
     """
     data.check_trainable()
     channels, height, width = data.shape
+    for name in data.class_names:
+        if "${" in name:  # a stranger's data could read the environment by it
+            raise UserError(f"the class '{name}' would be filled in like a setting of ours: give it another name")
     facts = {
         "channels": channels,
         "height": height,

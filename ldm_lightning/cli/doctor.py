@@ -11,9 +11,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ldm_lightning import __version__
-from ldm_lightning.artifact import read_manifest
 from ldm_lightning.cli.result import check_result, publish
-from ldm_lightning.cli.run_folder import output_folder, read_config
+from ldm_lightning.cli.run_folder import output_folder
+from ldm_lightning.cli.saved import read_config, read_manifest
 from ldm_lightning.diagnosis import Run, Verdict, diagnose
 from ldm_lightning.loggers.csv_log import read_metrics
 

@@ -14,11 +14,12 @@ from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_lightning.artifact import Artifact, copy_artifact, locate, read_artifact
+from ldm_lightning.artifact import Artifact, copy_artifact, locate
 from ldm_lightning.cli import build
 from ldm_lightning.cli.latent_data import FIRST_STAGE, is_cached
 from ldm_lightning.cli.launch import make_absolute
 from ldm_lightning.cli.run_folder import lock
+from ldm_lightning.cli.saved import read_artifact
 from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.cli.trained import device
 from ldm_lightning.data.datamodule import DataModule

@@ -28,7 +28,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_lightning import __version__
-from ldm_lightning.artifact import read_manifest
 from ldm_lightning.callbacks.picture_grid import enlarged, grid, png
 from ldm_lightning.cli import build
 from ldm_lightning.cli.latent_data import show_pictures
@@ -36,6 +35,7 @@ from ldm_lightning.cli.likelihood import measure_likelihood
 from ldm_lightning.cli.result import check_result, publish
 from ldm_lightning.cli.run_folder import check_writable
 from ldm_lightning.cli.sample import choose, draw
+from ldm_lightning.cli.saved import read_manifest
 from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.cli.trained import device, load_first_stage, load_latent_diffusion
 from ldm_lightning.data.batch import Batch

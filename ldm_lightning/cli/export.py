@@ -13,10 +13,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm_lightning.artifact import read_artifact
 from ldm_lightning.cli import build
 from ldm_lightning.cli.diffusers_format import model_of, write_model
 from ldm_lightning.cli.run_folder import check_writable
+from ldm_lightning.cli.saved import read_artifact
 from ldm_lightning.errors import UserError
 
 __all__ = ["main"]

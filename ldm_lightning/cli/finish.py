@@ -14,12 +14,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ldm_lightning.artifact import read_manifest
 from ldm_lightning.callbacks.checkpoint_files import BEST, intact, latest
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.export import write_model
 from ldm_lightning.cli import build
-from ldm_lightning.cli.run_folder import check_writable, lock, read_config
+from ldm_lightning.cli.run_folder import check_writable, lock
+from ldm_lightning.cli.saved import read_config, read_manifest
 from ldm_lightning.cli.trained import device, without_judges
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.errors import UserError, nearest

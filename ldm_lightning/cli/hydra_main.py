@@ -24,15 +24,17 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ldm_lightning.cli.trust import trusting
 from ldm_lightning.errors import UserError, causes, first_line, is_disk_full, nearest
 
 __all__ = ["conf_dir", "explain", "run", "split_arguments"]
 
 _PLACES = {"run", "runs", "root", "output", "pictures", "source"}  # keys of verbs that name files
+_BUILDERS = ("train", "import", "benchmark")  # verbs that build what their own command line names
 _STAGES = ("first_stage", "latent_diffusion")
 
 # The run folder is ours, so Hydra's own folders, copies of the configuration and log files are off.
@@ -84,7 +86,6 @@ def run(verb: str) -> None:
     Exits with code 2 and one line for a mistake of the user's; defects of ours keep their traceback.
     """
     original, arguments = list(sys.argv), sys.argv[2:]
-    sys.path.append("")  # a _target_ of the user's own may lie in the current folder
     module = f"{verb}_" if keyword.iskeyword(verb) else verb
     task: Callable[[DictConfig], Any] = importlib.import_module(f"ldm_lightning.cli.{module}").main
 
@@ -92,7 +93,8 @@ def run(verb: str) -> None:
         sys.argv = original  # Lightning starts the other ranks by repeating this command line
         with _mistakes_explained(verb, arguments):
             _check_given(verb, config)
-            return task(config)
+            with trusting(_take_trust(config)), _own_modules(verb):
+                return task(config)
 
     # Let Hydra pass exceptions on instead of printing and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -117,6 +119,32 @@ def _check_given(verb: str, config: DictConfig) -> None:
     for key in map(str, own):
         if OmegaConf.is_missing(own, key) and not OmegaConf.is_missing(config, key) and config[key] is None:
             raise UserError(f"{key}=null says nothing: give {key} a value")
+
+
+def _take_trust(config: DictConfig) -> Any:
+    """The packages that the command line trusts, taken out: they are the command's affair, not the run's."""
+    if "trust" not in config:
+        return None
+    trust = config.trust
+    with open_dict(config):
+        del config["trust"]
+    return trust
+
+
+@contextmanager
+def _own_modules(verb: str) -> Iterator[None]:
+    """Find modules of the user's own in the current folder, but not for a verb that reads what others may have made.
+
+    Not before Hydra has started, which would take plugins from there.
+    """
+    if verb not in _BUILDERS:
+        yield
+        return
+    sys.path.append("")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

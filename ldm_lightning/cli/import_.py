@@ -23,6 +23,7 @@ from ldm_lightning.cli.latent_data import adopt
 from ldm_lightning.cli.launch import check_place, make_trainer, settle
 from ldm_lightning.cli.run_folder import claim, lock, write_log
 from ldm_lightning.cli.schema import check, check_numbers
+from ldm_lightning.cli.trust import vetted
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.autoencoder import Autoencoder
@@ -36,6 +37,7 @@ def main(config: DictConfig) -> None:
     """Import what is not imported yet."""
     _complete(config)
     model = read_model(config.source, config.subfolder)
+    vetted(dict(model.config), Path(config.source, config.subfolder or "", "config.json"))
     with open_dict(config):
         config.first_stage.autoencoder = autoencoder_node(model)
     check(config, beside=[f"data.{key}" for key in build.DATA_SHORTCUTS])

@@ -11,9 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ldm_lightning.artifact import read_manifest as read_artifact_manifest
 from ldm_lightning.cli.run_folder import first_stage_of
-from ldm_lightning.data.latent_files import read_manifest
+from ldm_lightning.cli.saved import read_cache, read_manifest
 from ldm_lightning.data.latents import LatentCache
 from ldm_lightning.errors import UserError
 
@@ -41,7 +40,7 @@ def adopt(config: DictConfig) -> None:
     if config.stage != "latent_diffusion":
         raise UserError(f"data=latents holds no pictures for stage={config.stage} to train on: choose other data")
     root = Path(config.data.root)
-    manifest = read_manifest(root)
+    manifest = read_cache(root)
     source = dict(manifest.config["source"])
     if config.data.pictures is not None:
         place = next((key for key in ("root", "path") if key in source), None)
@@ -58,7 +57,7 @@ def adopt(config: DictConfig) -> None:
             raise UserError("data=latents holds latents of a trained first stage: leave first_stage=... out")
         if OmegaConf.is_missing(config.first_stage, "run"):
             config.first_stage.run = str(root / FIRST_STAGE)
-    if read_artifact_manifest(first_stage_of(config), "first_stage")["sha256"] != manifest.first_stage:
+    if read_manifest(first_stage_of(config), "first_stage")["sha256"] != manifest.first_stage:
         raise UserError(
             f"first_stage.run={config.first_stage.run} is not the first stage that encoded {root}: leave it out, "
             "or encode the pictures with it"

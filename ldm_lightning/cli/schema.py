@@ -12,10 +12,10 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
+from ldm_lightning.cli.locate import locate
 from ldm_lightning.errors import UserError, nearest
 
 __all__ = ["check", "check_numbers"]
@@ -31,7 +31,7 @@ def check(node: DictConfig | ListConfig, beside: Collection[str] = ()) -> None:
         beside: full keys that are allowed although no constructor takes them.
 
     Raises:
-        UserError: the first key or value that does not fit, by its full name.
+        UserError: the first key or value that does not fit, by its full name, or a name that leads to nothing.
     """
     target = str(node["_target_"]) if isinstance(node, DictConfig) and "_target_" in node else None
     hints = None if target is None else _hints(target)
@@ -54,7 +54,7 @@ def check(node: DictConfig | ListConfig, beside: Collection[str] = ()) -> None:
 
 def _hints(target: str) -> dict[str, Any] | None:
     """Argument names and their types (Any where not annotated); None where any name is taken."""
-    made = get_object(target)
+    made = locate(target)
     arguments = inspect.signature(made).parameters
     if any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
         return None

@@ -9,9 +9,10 @@ from typing import Generic, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.artifact import Artifact, locate, read_artifact, read_manifest
+from ldm_lightning.artifact import Artifact, locate
 from ldm_lightning.cli import build
 from ldm_lightning.cli.denoiser import load_weights
+from ldm_lightning.cli.saved import read_artifact, read_manifest
 from ldm_lightning.errors import UserError
 from ldm_lightning.training.first_stage import FirstStage
 from ldm_lightning.training.latent_diffusion import LatentDiffusion

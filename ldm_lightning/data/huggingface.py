@@ -91,7 +91,8 @@ class HuggingFace:
         try:
             if Path(self.path).is_file():
                 return datasets.load_dataset("parquet", data_files={self.split: self.path}, split=self.split)
-            return datasets.load_dataset(self.path, self.subset, split=self.split)
+            # Before version 4, a data set could bring a script that is run; later ones take the argument and run none.
+            return datasets.load_dataset(self.path, self.subset, split=self.split, trust_remote_code=False)
         except Exception as error:  # network, cache, format and naming errors come in dozens of types
             reason = " ".join(str(error).split())
             raise UserError(

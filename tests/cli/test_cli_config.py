@@ -22,6 +22,7 @@ from ldm_lightning.cli import VERBS
 from ldm_lightning.cli.build import DATA_SHORTCUTS
 from ldm_lightning.cli.hydra_main import conf_dir
 from ldm_lightning.cli.schema import check
+from ldm_lightning.cli.trust import vetted
 from ldm_lightning.errors import UserError
 from ldm_lightning.nn.count import parameters
 from tests.conftest import Result
@@ -79,7 +80,9 @@ def test_every_option_composes_and_fits_its_signatures(group: str, option: str) 
     verb, overrides = verb_and_overrides(group, option)
     config = compose(verb, *overrides)
     check(config, beside=[f"data.{key}" for key in DATA_SHORTCUTS])
-    OmegaConf.to_container(config, resolve=True, throw_on_missing=verb == "train")  # no interpolation dangles
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=verb == "train")  # no interpolation dangles
+    if verb == "train":
+        vetted(plain, Path("config.yaml"))  # what a run records can be read again
 
 
 def buildable(config: DictConfig) -> dict[str, Any]:
