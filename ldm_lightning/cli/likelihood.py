@@ -44,16 +44,16 @@ def measure_likelihood(
         streams = Streams(config.seed, own.index)
         z0 = module.first_stage.encode(own.x, streams)
         spacing = None if bits else module.first_stage.scale.spacing(z0)
-        denoise = observed(module.denoiser, partial(ClassifierFree(), condition=own.condition), z0)
-        result = method(denoise, module.denoiser.path, z0, streams, spacing=spacing)
-        nats.append(result.nats.cpu())
-        evaluations.append(result.evaluations)
         spacings.append([] if spacing is None else spacing.tolist())
         if spacings[-1] != spacings[0]:
             raise UserError(
                 "likelihood: some pictures hold values of 8 bits and others do not, and the probability of the one and "
                 "the density of the other have no mean: measure them apart"
             )
+        denoise = observed(module.denoiser, partial(ClassifierFree(), condition=own.condition), z0)
+        result = method(denoise, module.denoiser.path, z0, streams, spacing=spacing)
+        nats.append(result.nats.cpu())
+        evaluations.append(result.evaluations)
     values, discrete = torch.cat(nats), bool(spacings[0])
     settings = {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
     named = ", ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in settings.items())
