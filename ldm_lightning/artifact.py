@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +26,9 @@ from ldm_lightning import __version__
 from ldm_lightning.errors import UserError
 
 __all__ = [
+    "RECORDED",
     "Artifact",
+    "check_keys",
     "copy_artifact",
     "locate",
     "read_artifact",
@@ -37,6 +39,11 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+_COMMON = ("stage", "data", "derived", "first_stage", "trainer")
+RECORDED = {  # by kind of artifact, what the configuration that is recorded with it always holds
+    "first_stage": _COMMON,
+    "latent_diffusion": (*_COMMON, "denoiser", "condition", "path", "prediction", "objective", "sampler", "guidance"),
+}
 FORMAT = 1  # of what write_artifact writes; raised when an older reader would misread it
 
 
@@ -116,7 +123,7 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
     run = Path(run)
     if not run.is_dir():
         raise UserError(f"{run} does not exist: give the folder of a finished run, such as runs/NAME")
-    folder = locate(run)
+    folder, mend = locate(run), f"bring the old file back, or repeat the command that trained {run}"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
@@ -127,15 +134,32 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"repeat the command that trained it, it resumes{mend}"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{folder / MANIFEST} is damaged: repeat the command that trained {run}") from None
-    if manifest.get("format", 1) > FORMAT:  # the first artifacts name none
+        raise UserError(f"{folder / MANIFEST} is damaged: {mend}") from None
+    check_keys(manifest, ("kind", "weights", "sha256", "version"), folder / MANIFEST, mend)
+    if not isinstance(manifest.get("format", 1), int) or manifest.get("format", 1) > FORMAT:  # the first name none
         raise UserError(
             f"{folder} has format {manifest['format']}, written by version {manifest.get('version')}; this is version "
             f"{__version__}, which reads formats up to {FORMAT}: install a newer ldm_lightning"
         )
-    if kind is not None and manifest.get("kind") != kind:
-        raise UserError(f"{run} holds a {manifest.get('kind')} model, but a {kind} model is needed here")
+    if manifest["kind"] not in RECORDED:
+        known = ", ".join(RECORDED)
+        raise UserError(f"{folder / MANIFEST} is damaged (kind={manifest['kind']} is none of {known}): {mend}")
+    if kind is not None and manifest["kind"] != kind:
+        raise UserError(f"{run} holds a {manifest['kind']} model, but a {kind} model is needed here")
+    if "config" in manifest:
+        check_keys(manifest["config"], RECORDED[manifest["kind"]], folder / MANIFEST, mend, "config.")
     return dict(manifest)
+
+
+def check_keys(content: Any, keys: Iterable[str], file: Path, mend: str, prefix: str = "") -> None:
+    """Check that ``content``, which ``file`` holds as ``prefix``, is a mapping with all of ``keys``.
+
+    Raises:
+        UserError: it names the missing ones, and ends with ``mend``.
+    """
+    missing = [f"{prefix}{key}" for key in keys if not isinstance(content, Mapping) or key not in content]
+    if missing:
+        raise UserError(f"{file} is damaged ({', '.join(missing)} missing): {mend}")
 
 
 def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from ldm_lightning import __version__
 from ldm_lightning.artifact import read_manifest, replace_file
+from ldm_lightning.cli.best import FOLDER, announce_stale
 from ldm_lightning.cli.run_folder import check_writable, read_config
 from ldm_lightning.diagnosis import Run, Verdict, diagnose
 from ldm_lightning.errors import UserError
@@ -37,6 +38,7 @@ def main(config: DictConfig) -> None:
     replace_file(
         output, json.dumps({**facts, "verdicts": [asdict(verdict) for verdict in verdicts]}, indent=2).encode()
     )
+    announce_stale(folder / FOLDER)
     print("\n".join([*_report(folder, run, verdicts), f"\nwritten to {output}"]))
 
 

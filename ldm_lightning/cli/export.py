@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from ldm_lightning.artifact import read_artifact
 from ldm_lightning.cli import build
+from ldm_lightning.cli.best import announce_stale
 from ldm_lightning.cli.diffusers_format import model_of, write_model
 from ldm_lightning.cli.run_folder import check_writable
 from ldm_lightning.errors import UserError
@@ -26,6 +27,7 @@ def main(config: DictConfig) -> None:
     """Write the folder, and say what became of the scale."""
     folder = Path(config.output).absolute()
     artifact = read_artifact(config.run, "first_stage")
+    announce_stale(config.run)
     if not folder.name or folder.is_file():
         raise UserError(f"output={config.output} is no folder to write a model into: choose another")
     check_writable(folder.parent, "choose another output=...")  # where it is prepared

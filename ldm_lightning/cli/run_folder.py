@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm_lightning.artifact import replace_file
+from ldm_lightning.artifact import RECORDED, check_keys, replace_file
 from ldm_lightning.errors import UserError
 
 __all__ = [
@@ -102,8 +102,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = OmegaConf.to_container(OmegaConf.load(file))
     except (ValueError, OSError, YAMLError):
         config = None
-    if not isinstance(config, dict) or "stage" not in config:
+    if not isinstance(config, dict) or config.get("stage") not in RECORDED:
         raise UserError(f"{file} is not the configuration of a run: repeat the command that trains it")
+    copy = "bring the old one back; export/manifest.json holds a copy as its config, once there is one"
+    check_keys(config, RECORDED[config["stage"]], file, copy)
     return {str(key): value for key, value in config.items()}
 
 
