@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +28,9 @@ from ldm_lightning import __version__
 from ldm_lightning.errors import UserError, room_for
 
 __all__ = [
+    "RECORDED",
     "Artifact",
+    "check_keys",
     "copy_artifact",
     "locate",
     "read_artifact",
@@ -43,6 +45,11 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_COMMON = ("stage", "data", "derived", "first_stage", "trainer")
+RECORDED = {  # by kind of artifact, what the configuration that is recorded with it always holds
+    "first_stage": _COMMON,
+    "latent_diffusion": (*_COMMON, "denoiser", "condition", "path", "prediction", "objective", "sampler", "guidance"),
+}
 FORMAT = 1  # of what write_artifact writes; raised when an older reader would misread it
 
 
@@ -170,7 +177,7 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
     run = Path(run)
     if not run.is_dir():
         raise UserError(f"{run} does not exist: give the folder of a finished run, such as runs/NAME")
-    folder = locate(run)
+    folder, mend = locate(run), f"bring the old file back, or repeat the command that trained {run}"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if not isinstance(manifest, dict):
@@ -183,15 +190,21 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"repeat the command that trained it, it resumes{mend}"
         ) from None
     except ValueError:
-        raise UserError(f"{folder / MANIFEST} is damaged: repeat the command that trained {run}") from None
-    if manifest.get("format", 1) > FORMAT:  # the first artifacts name none
+        raise UserError(f"{folder / MANIFEST} is damaged: {mend}") from None
+    check_keys(manifest, ("kind", "weights", "sha256", "version"), folder / MANIFEST, mend)
+    if not isinstance(manifest.get("format", 1), int) or manifest.get("format", 1) > FORMAT:  # the first name none
         raise UserError(
             f"{folder} has format {manifest['format']}, written by version {manifest.get('version')}; this is version "
             f"{__version__}, which reads formats up to {FORMAT}: install a newer ldm_lightning"
         )
-    if kind is not None and manifest.get("kind") != kind:
-        raise UserError(f"{run} holds a {manifest.get('kind')} model, but a {kind} model is needed here")
-    return manifest
+    if manifest["kind"] not in RECORDED:
+        known = ", ".join(RECORDED)
+        raise UserError(f"{folder / MANIFEST} is damaged (kind={manifest['kind']} is none of {known}): {mend}")
+    if kind is not None and manifest["kind"] != kind:
+        raise UserError(f"{run} holds a {manifest['kind']} model, but a {kind} model is needed here")
+    if "config" in manifest:
+        check_keys(manifest["config"], RECORDED[manifest["kind"]], folder / MANIFEST, mend, "config.")
+    return dict(manifest)
 
 
 def _weights_file(folder: Path, manifest: Mapping[str, Any]) -> Path:
@@ -200,6 +213,17 @@ def _weights_file(folder: Path, manifest: Mapping[str, Any]) -> Path:
     if Path(name).name != name:
         raise UserError(f"{folder / MANIFEST} names weights={name}, which lie elsewhere: take the run from its author")
     return folder / name
+
+
+def check_keys(content: Any, keys: Iterable[str], file: Path, mend: str, prefix: str = "") -> None:
+    """Check that ``content``, which ``file`` holds as ``prefix``, is a mapping with all of ``keys``.
+
+    Raises:
+        UserError: it names the missing ones, and ends with ``mend``.
+    """
+    missing = [f"{prefix}{key}" for key in keys if not isinstance(content, Mapping) or key not in content]
+    if missing:
+        raise UserError(f"{file} is damaged ({', '.join(missing)} missing): {mend}")
 
 
 def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:

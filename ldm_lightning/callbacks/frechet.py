@@ -13,6 +13,8 @@ __all__ = ["FrechetDuringTraining"]
 class FrechetDuringTraining(pl.Callback):
     """Logs ``val/fd_<extractor>@<N>`` after every so many validations; all ranks share the work.
 
+    Of fewer than 100 pictures the name ends with ``_too_few``.
+
     For each of N validation pictures one sample is drawn with the same condition, so both sides have the same number of
     pictures and the same mixture of conditions.
 

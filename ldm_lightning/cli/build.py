@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm_lightning.artifact import Artifact
+from ldm_lightning.cli.best import announce_stale
 from ldm_lightning.cli.denoiser import denoiser, load_weights
 from ldm_lightning.cli.fit import check_fit
 from ldm_lightning.cli.guidance import guidance
@@ -103,6 +104,7 @@ def _latent_facts(config: DictConfig, data: DataModule) -> dict[str, Any]:
             )
         return {"latent_channels": autoencoder.latent_channels, "first_stage": "identity"}
     trained = read_manifest(first_stage_of(config), "first_stage")
+    announce_stale(first_stage_of(config))
     check_first_stage(config.first_stage.run, trained, config, data)
     if config.stage == "first_stage":  # its architecture is that of the run it goes on with
         with open_dict(config):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from ldm_lightning.artifact import Artifact
 from ldm_lightning.diffusion.denoiser import Denoiser
@@ -18,7 +18,7 @@ from ldm_lightning.nn.conditioner import Conditioner
 from ldm_lightning.nn.network import ConditionalNetwork
 from ldm_lightning.nn.self_conditioned import SelfConditioned
 
-__all__ = ["denoiser", "load_weights"]
+__all__ = ["denoiser", "fill", "load_weights"]
 
 # What is missing, and how data get it.
 _CONDITIONS = {
@@ -54,16 +54,22 @@ def denoiser(config: DictConfig) -> Denoiser:
     return Denoiser(network, instantiate(config.path), prediction)
 
 
-def load_weights(module: torch.nn.Module, artifact: Artifact, run: str | Path) -> None:
-    """Fill ``module`` with the weights of the artifact of ``run``.
+def load_weights(module: nn.Module, artifact: Artifact, run: str | Path) -> None:
+    """Fill ``module`` with the weights of the artifact of ``run``; see :func:`fill`."""
+    fill(module, artifact.weights, f"{run} (written by version {artifact.manifest['version']})")
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
+    """Fill ``module`` with ``weights``, which are from ``place``.
 
     Raises:
         UserError: they do not fit.
     """
     try:
-        module.load_state_dict(artifact.weights)
+        module.load_state_dict(weights)
     except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
         raise UserError(
-            f"the weights in {run} do not fit the network its configuration describes "
-            f"(written by version {artifact.manifest['version']}): {str(error).splitlines()[1].strip()}"
+            f"the weights in {place} do not fit the network its configuration describes: {reason}; use the version "
+            "that wrote them, or train again"
         ) from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ldm_lightning import __version__
+from ldm_lightning.cli.best import FOLDER, announce_stale
 from ldm_lightning.cli.result import check_result, publish
 from ldm_lightning.cli.run_folder import output_folder
 from ldm_lightning.cli.saved import read_config, read_manifest
@@ -31,6 +32,7 @@ def main(config: DictConfig) -> None:
     verdicts = diagnose(run)
     facts = {"run": str(folder), "stage": run.stage, "step": run.steps, "version": __version__}
     page = publish(output, "doctor", {**facts, "verdicts": [asdict(verdict) for verdict in verdicts]})
+    announce_stale(folder / FOLDER)
     print("\n".join([*_report(folder, run, verdicts), f"\nwritten to {page}"]))
 
 

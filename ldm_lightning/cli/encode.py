@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ldm_lightning.artifact import Artifact, copy_artifact, locate
 from ldm_lightning.cli import build
+from ldm_lightning.cli.best import announce_stale
 from ldm_lightning.cli.latent_data import FIRST_STAGE, is_cached
 from ldm_lightning.cli.launch import make_absolute
 from ldm_lightning.cli.run_folder import lock
@@ -42,6 +43,7 @@ def main(config: DictConfig) -> None:
     if config.dtype not in _DTYPES:
         raise UserError(f"dtype={config.dtype} is none of {', '.join(_DTYPES)}{nearest(str(config.dtype), _DTYPES)}")
     artifact = read_artifact(config.run, "first_stage")
+    announce_stale(config.run)
     node = _data(config, artifact)
     data = build.data_module(node)
     build.check_first_stage(config.run, artifact.manifest, node, data)

@@ -44,7 +44,7 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.latent.codes import CodeUsage
 from ldm_lightning.metrics.class_accuracy import ClassAccuracy, Judge, JudgeExtractor, fit_judge
 from ldm_lightning.metrics.extractor import Extractor
-from ldm_lightning.metrics.frechet import FrechetDistance
+from ldm_lightning.metrics.frechet import FEW, TOO_FEW, FrechetDistance
 from ldm_lightning.metrics.reconstruction import PictureMean, reconstruction_metrics
 
 __all__ = ["main"]
@@ -87,6 +87,10 @@ def main(config: DictConfig) -> None:
         why = f"the {split} split has {data.sizes[split]}"
         why += ", and a judge learns from some of them" if manifest["kind"] == "latent_diffusion" else ""
         print(f"ldm evaluate: measured on n={n} pictures, not on {config.n}: {why}", file=sys.stderr)
+    if any(name.endswith(TOO_FEW) for name in figures):
+        protocol["too_few"] = (
+            f"below {FEW} pictures a Frechet distance tells their number more than the model: compare at equal n only"
+        )
     protocol |= {
         "weights": manifest["sha256"][:12],
         "step": manifest["step"],

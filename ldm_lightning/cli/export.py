@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ldm_lightning.cli import build
+from ldm_lightning.cli.best import announce_stale
 from ldm_lightning.cli.diffusers_format import model_of, write_model
 from ldm_lightning.cli.run_folder import check_writable
 from ldm_lightning.cli.saved import read_artifact
@@ -26,6 +27,7 @@ def main(config: DictConfig) -> None:
     """Write the folder, and say what became of the scale."""
     folder = Path(config.output).absolute()
     artifact = read_artifact(config.run, "first_stage")
+    announce_stale(config.run)
     if not folder.name or folder.is_file():
         raise UserError(f"output={config.output} is no folder to write a model into: choose another")
     check_writable(folder, "choose another output=...")

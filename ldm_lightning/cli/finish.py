@@ -6,6 +6,7 @@ what the end of training writes: averaged weights and, for a first stage, the st
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from ldm_lightning.artifact import check_keys
 from ldm_lightning.callbacks.checkpoint_files import BEST, intact, latest
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.export import write_model
 from ldm_lightning.cli import build
+from ldm_lightning.cli.best import FOLDER, identity
+from ldm_lightning.cli.denoiser import denoiser, fill
 from ldm_lightning.cli.run_folder import check_writable, lock
 from ldm_lightning.cli.saved import read_config, read_manifest
 from ldm_lightning.cli.trained import device, without_judges
@@ -27,7 +31,7 @@ from ldm_lightning.loggers.csv_log import read_metrics
 
 __all__ = ["main"]
 
-_PLACES = {"best": "best/export", "last": "export"}
+_PLACES = {"best": f"{FOLDER}/export", "last": "export"}
 _LEARNED = {"first_stage": "autoencoder.", "latent_diffusion": "denoiser.network."}  # what an artifact holds of a stage
 _MOST = 64  # pictures at once; a run's own batch may have been that of many devices
 
@@ -42,7 +46,7 @@ def main(config: DictConfig) -> None:
     folder = run / _PLACES[config.checkpoint]
     check_writable(folder, "make it writable")
     path = _checkpoint(run, config.checkpoint)
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    state = _read(path)
     step: int = state["global_step"]
     exported = config.checkpoint == "last" and (folder / "manifest.json").exists()
     if exported and (there := read_manifest(folder)["step"]) > step:
@@ -52,10 +56,14 @@ def main(config: DictConfig) -> None:
         raise UserError(f"{run / 'first_stage'} is lost: copy the first stage's export folder there")
     folder.parent.mkdir(exist_ok=True)
     with lock(folder.parent):  # the run's own only where it writes as well
-        weights = _weights(state, trained)
-        details = _measured(weights, trained, config.root) if trained.stage == "first_stage" else {}
+        weights = _weights(state, trained, path)
+        if trained.stage == "first_stage":
+            details = _measured(weights, trained, config.root, path)
+        else:
+            details = {}
+            fill(denoiser(trained).network, weights, str(path))  # what does not fit is said now, not by the next verb
         metrics = _metrics(run, step)
-        facts = {"config": plain, "step": step, "metrics": metrics}
+        facts = {"config": plain, "step": step, "metrics": metrics, "checkpoint": identity(path)}
         write_model(folder, trained.stage, weights, {**facts, **details}, run / "first_stage")
     loss = f", val/loss {metrics['val/loss']:.4g}" if "val/loss" in metrics else ""
     print(f"model of step {step}{loss} ({path.name}): {folder}")
@@ -79,22 +87,37 @@ def _checkpoint(run: Path, which: str) -> Path:
     return path
 
 
-def _weights(state: dict[str, Any], trained: DictConfig) -> dict[str, Tensor]:
+def _read(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, of which the file is whole."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        state = None
+    check_keys(state, ("global_step", "state_dict", "callbacks"), path, "bring the old file back, or train again")
+    return dict(state)
+
+
+def _weights(state: dict[str, Any], trained: DictConfig, path: Path) -> dict[str, Tensor]:
     """The weights of the stage as its artifact holds them, averaged where the run keeps an average."""
     weights: dict[str, Tensor] = dict(state["state_dict"])
     for node in filter(None, trained.callbacks.values()):
         if node._target_ == f"{Ema.__module__}.{Ema.__qualname__}":
-            average = state["callbacks"][Ema.__qualname__]["average"]
+            kept = state["callbacks"].get(Ema.__qualname__)
+            if kept is None:
+                raise UserError(
+                    f"{path} keeps no average, which its config.yaml asks for: bring the old config.yaml back"
+                )
+            average = kept["average"]
             weights |= {f"{node.module}.{name}": value for name, value in average.items()}
     prefix = _LEARNED[trained.stage]
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def _measured(weights: dict[str, Tensor], trained: DictConfig, root: str | None) -> dict[str, Any]:
+def _measured(weights: dict[str, Tensor], trained: DictConfig, root: str | None, path: Path) -> dict[str, Any]:
     """The statistics of a first stage's latents."""
-    pictures = _pictures(trained, root)
     module = build.first_stage(without_judges(trained)).eval()
-    module.autoencoder.load_state_dict(weights)
+    fill(module.autoencoder, weights, str(path))
+    pictures = _pictures(trained, root)
     _, _, details = module.to(device()).artifact(lambda: pictures)
     return details
 

@@ -25,7 +25,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm_lightning.cli.trust import trusting
@@ -159,7 +159,10 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    overrides: list[str] = parser.parse_intermixed_args(arguments).overrides
+    known = parser.parse_intermixed_args(arguments)
+    if known.cfg == "hydra" and known.resolve:  # Hydra cuts its own settings out first, and they refer to the others
+        raise UserError("Hydra's own settings refer to the verb's: use --cfg all --resolve, or leave out --resolve")
+    overrides: list[str] = known.overrides
     flags = list(arguments)
     for text in overrides:
         flags.remove(text)
@@ -195,6 +198,10 @@ def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None
         # A _target_ that is not there, a value of the wrong type, an argument that a constructor does not have.
         known = isinstance(chain[-1], TypeError | ImportError | AttributeError) or len(chain) == 1
         return " ".join(str(error).split()) if known else None
+    if isinstance(error, ConfigAttributeError | ConfigKeyError) and error.full_key:
+        return (
+            f"the configuration has no {error.full_key}: if it is a run's, its config.yaml or manifest.json was edited"
+        )
     return first_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
 
 

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm_lightning.artifact import set_aside
+from ldm_lightning.artifact import RECORDED, check_keys, set_aside
+from ldm_lightning.callbacks.checkpoint_files import BEST
 from ldm_lightning.errors import UserError
 from ldm_lightning.output import Output
 
@@ -29,6 +30,7 @@ __all__ = [
     "lock",
     "output_folder",
     "read_config",
+    "unlike_best",
     "write_log",
 ]
 
@@ -73,6 +75,9 @@ _FREE = (
     "trainer.val_check_interval",
 )
 
+# Free as well, but the best checkpoint so far was chosen by them.
+_CHOOSES_BEST = ("trainer.limit_val_batches", "callbacks.checkpoints.monitor", "callbacks.checkpoints.mode")
+
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict):
@@ -109,9 +114,26 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = OmegaConf.to_container(OmegaConf.load(file))
     except (ValueError, OSError, YAMLError):
         config = None
-    if not isinstance(config, dict) or "stage" not in config:
+    if not isinstance(config, dict) or config.get("stage") not in RECORDED:
         raise UserError(f"{file} is not the configuration of a run: repeat the command that trains it")
+    copy = "bring the old one back; export/manifest.json holds a copy as its config, once there is one"
+    check_keys(config, RECORDED[config["stage"]], file, copy)
     return {str(key): value for key, value in config.items()}
+
+
+def unlike_best(folder: Path, config: dict[str, Any]) -> str | None:
+    """A warning if ``folder`` holds a best checkpoint that was chosen otherwise than ``config`` chooses from now on."""
+    if not (folder / "config.yaml").is_file() or not (folder / "checkpoints" / BEST).is_file():
+        return None
+    old, new = dict(_flat(read_config(folder))), dict(_flat(config))
+    shown = {key: [node[key] if node.get(key) is not None else "null" for node in (old, new)] for key in _CHOOSES_BEST}
+    changed = [f"{key}: {before} -> {now}" for key, (before, now) in shown.items() if before != now]
+    if not changed:
+        return None
+    return (
+        f"the best checkpoint so far was chosen by another measure ({'; '.join(changed)}), with which later ones are "
+        "compared all the same: give the old values, or take checkpoint=last"
+    )
 
 
 def check_writable(folder: Path, mend: str) -> None:

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 
 from ldm_lightning.artifact import copy_artifact, read_artifact
 from ldm_lightning.callbacks.checkpoint_files import AtomicCheckpointIO
+from ldm_lightning.callbacks.course import AnnounceRate
 from ldm_lightning.callbacks.export import Export, ExportAtValidation
 from ldm_lightning.callbacks.interruption import Interruption
 from ldm_lightning.callbacks.reseed import Reseed
@@ -25,7 +26,15 @@ from ldm_lightning.cli.curves import draw_curves
 from ldm_lightning.cli.latent_data import adopt
 from ldm_lightning.cli.launch import check_place, make_trainer, name_sweep_job, settle
 from ldm_lightning.cli.resume import check_resume, find_checkpoint
-from ldm_lightning.cli.run_folder import SAME_COMMAND, claim, first_stage_of, is_first_process, lock, write_log
+from ldm_lightning.cli.run_folder import (
+    SAME_COMMAND,
+    claim,
+    first_stage_of,
+    is_first_process,
+    lock,
+    unlike_best,
+    write_log,
+)
 from ldm_lightning.cli.schema import check
 from ldm_lightning.cli.size import size
 from ldm_lightning.data.datamodule import DataModule
@@ -56,9 +65,12 @@ def main(config: DictConfig) -> float | None:
     interruption = Interruption()
     export = Export(folder, plain, lambda: data.loader("train", limit=config.get("statistics_pictures")))
     trainer = _trainer(config, folder, interruption, export)
+    unlike = unlike_best(folder, plain)  # of the configuration that claim replaces
     claim(folder, plain)
     with lock(folder):
         write_log(folder)
+        if unlike and is_first_process():
+            log.warning(unlike)
         if config.resume == "auto" and (finished := _finished(folder, config)):
             log.info("%s is finished (step %d); give trainer.max_steps=... to go on", folder, finished["step"])
             loss: float | None = finished["metrics"].get("val/loss")
@@ -123,7 +135,7 @@ def _finished(folder: Path, config: DictConfig) -> dict[str, Any] | None:
 
 def _trainer(config: DictConfig, folder: Path, interruption: Interruption, export: Export) -> pl.Trainer:
     loggers = [CsvLogger(folder), *(instantiate(node) for node in config.logger.values() if node)]
-    callbacks = [Resumption(), interruption, Reseed(config.seed)]
+    callbacks = [Resumption(), interruption, Reseed(config.seed), AnnounceRate()]
     callbacks += [instantiate(node) for node in config.callbacks.values() if node]
     if config.stage == "latent_diffusion":
         callbacks.append(ExportAtValidation(export))  # a first stage's statistics would cost too much each time

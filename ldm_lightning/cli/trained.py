@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.artifact import Artifact, locate
 from ldm_lightning.cli import build
+from ldm_lightning.cli.best import announce_stale
 from ldm_lightning.cli.denoiser import load_weights
 from ldm_lightning.cli.saved import read_artifact, read_manifest
 from ldm_lightning.errors import UserError
@@ -49,6 +50,7 @@ def load_first_stage(run: str | Path) -> Trained[FirstStage]:
         UserError: there is none, or it is damaged.
     """
     artifact = read_artifact(run, "first_stage")
+    announce_stale(run)
     config = OmegaConf.create(artifact.manifest["config"])
     module = build.first_stage(without_judges(config))
     load_weights(module.autoencoder, artifact, run)
@@ -77,6 +79,7 @@ def load_latent_diffusion(
         UserError: there is none, or it is damaged, or cannot be guided like this.
     """
     artifact = read_artifact(run, "latent_diffusion")
+    announce_stale(run)
     config = OmegaConf.create(artifact.manifest["config"])
     first_stage = None if build.stands_alone(config) else locate(Path(run)) / "first_stage"
     if first_stage is not None and not first_stage.is_dir():

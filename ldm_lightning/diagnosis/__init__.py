@@ -21,6 +21,7 @@ from ldm_lightning.diagnosis.course import (
     not_finite,
     not_validated,
     overfitting,
+    warming_up,
 )
 from ldm_lightning.diagnosis.latents import collapsed_channels, exploding_scale, fine_detail, not_standardized
 from ldm_lightning.diagnosis.run import Figure, Run
@@ -32,6 +33,7 @@ CHECKS = (
     not_finite,
     diverging,
     not_falling,
+    warming_up,
     overfitting,
     collapsed_channels,
     exploding_scale,

@@ -7,10 +7,20 @@ import math
 from ldm_lightning.diagnosis.run import Points, Run, ends
 from ldm_lightning.diagnosis.verdict import Verdict, fine, unknown, wrong
 
-__all__ = ["blank_pictures", "diverging", "not_falling", "not_finished", "not_finite", "not_validated", "overfitting"]
+__all__ = [
+    "blank_pictures",
+    "diverging",
+    "not_falling",
+    "not_finished",
+    "not_finite",
+    "not_validated",
+    "overfitting",
+    "warming_up",
+]
 
 SKIPPED = 0.01  # share of steps; 16-bit training skips a few while its gradient scaler finds its scale
 EARLY = 100  # optimizer steps before which reconstructions are not judged
+RISE = 0.5  # share of a run; latents of digits after 200 steps of a rise over 1000 were noise, after 400 over 50 digits
 POINTS = 10  # of a curve, to judge its course
 FALLS = 0.98  # of its first values: what every loss here falls below within its first hundred steps
 DIVERGES = 2.0  # times its lowest tenth; single batches scatter less than that once they are averaged
@@ -105,6 +115,23 @@ def not_falling(run: Run) -> Verdict:
         "nothing is being learned",
         lower_lr(run),
         f"or optim.lr={10 * float(run.setting('optim.lr', 1e-4)):.0e}, if the curve is flat rather than rough",
+    )
+
+
+def warming_up(run: Run) -> Verdict | None:
+    """The learning rate still rises, or has risen for most of the run."""
+    warmup, most = run.setting("learning_rate.warmup", 0), run.setting("trainer.max_steps", -1)
+    if warmup <= 0 or most <= 0:
+        return None
+    seen = f"the learning rate rises for {warmup} of {most} steps, to {float(run.setting('optim.lr', 1e-4)):.0e}"
+    if warmup <= RISE * most:
+        return fine("rise of the learning rate", seen)
+    return wrong(
+        "learning rate rises for most of the run",
+        seen,
+        "at a small rate little is learned: a second stage then draws speckle, though its loss falls",
+        f"trainer.max_steps={10 * warmup}, or more",
+        f"learning_rate.warmup={most // 10}",
     )
 
 

@@ -72,7 +72,7 @@ class Run:
 
     def curve(self, name: str) -> tuple[Points, int | None]:
         """Points of a metric, logged as ``name`` or ``name@N``, and that N: the one that was logged last."""
-        exact = re.compile(rf"{re.escape(name)}(?:@(\d+))?")
+        exact = re.compile(rf"{re.escape(name)}(?:@(\d+)(?:_too_few)?)?")
         found = [(points, match) for key, points in self.curves.items() if points and (match := exact.fullmatch(key))]
         if not found:
             return (), None

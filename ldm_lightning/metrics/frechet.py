@@ -7,6 +7,18 @@ Gaussians with these moments the squared Fréchet (2-Wasserstein) distance is (D
 
 With Inception features this is the FID (Heusel et al. 2017). It is biased upwards for few samples, so the number of
 generated samples belongs to the figure: see :attr:`FrechetDistance.label`.
+
+How far two sets of N real digits are apart, in shares of their features' total variance, where 0 would be right:
+
+======== ==== ==== ==== ==== ==== ==== =====
+features N=11 N=22 N=50  100  200  500  1000
+======== ==== ==== ==== ==== ==== ==== =====
+196 wide 1.30 0.79 0.51 0.26 0.13 0.06 0.027
+512 wide 1.36 0.86 0.56 0.34 0.19 0.08 0.043
+======== ==== ==== ==== ==== ==== ==== =====
+
+(pixels of 14x14, and these by a random layer with ReLU; three draws, +- 0.01 from N=100 on). Their covariances have the
+effective rank 22, and that decides, not the width: a figure of N below the width need not be a bad one.
 """
 
 from __future__ import annotations
@@ -20,7 +32,10 @@ from torchmetrics import Metric
 from ldm_lightning.errors import UserError
 from ldm_lightning.metrics.extractor import Extractor
 
-__all__ = ["FrechetDistance", "frechet_distance"]
+__all__ = ["FEW", "TOO_FEW", "FrechetDistance", "frechet_distance"]
+
+FEW = 100  # pictures, below which the bias alone is more than a quarter of the features' variance; see above
+TOO_FEW = "_too_few"  # what then ends the key
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
@@ -122,10 +137,12 @@ class FrechetDistance(Metric):
     def label(self) -> str:
         """``fid@N`` for Inception features, else ``fd_NAME@N``; N is the number of generated pictures.
 
+        Below :data:`FEW` it ends with :data:`TOO_FEW`: it then tells the number of pictures rather than the model.
         After :meth:`compute` N counts the pictures of all ranks, before it only those of this one.
         """
         count = int(self.generated_count) if self._evaluated is None else self._evaluated
-        return f"{'fid' if self.extractor.name == 'inception' else f'fd_{self.extractor.name}'}@{count}"
+        name = "fid" if self.extractor.name == "inception" else f"fd_{self.extractor.name}"
+        return f"{name}@{count}{TOO_FEW if count < FEW else ''}"
 
 
 def _moments(side: str, count: Tensor, total: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:

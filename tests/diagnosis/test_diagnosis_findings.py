@@ -19,6 +19,7 @@ from ldm_lightning.diagnosis.course import (
     not_finite,
     not_validated,
     overfitting,
+    warming_up,
 )
 from ldm_lightning.diagnosis.latents import collapsed_channels, exploding_scale, fine_detail, not_standardized
 
@@ -333,6 +334,15 @@ def test_a_flat_loss_is_found_a_slow_one_is_not() -> None:
     assert not_falling(with_({"train/reconstruction": curve(*[0.5, 0.51, 0.49, 0.5] * 25)})).state == "wrong"
     assert not_falling(with_({"train/reconstruction": falling(1.0, 0.9)})).state == "fine"
     assert not_falling(with_({"train/reconstruction": falling(points=5)})).state == "unknown"
+
+
+def test_a_rate_that_only_rises_is_found() -> None:
+    for warmup, state in ((STEPS // 2, "fine"), (STEPS // 2 + 1, "wrong"), (1000, "wrong")):
+        verdict = warming_up(with_(setting={**config(), "learning_rate": {"warmup": warmup}}))
+        assert verdict is not None
+        assert verdict.state == state
+    assert "1000 of 100 steps" in verdict.seen
+    assert warming_up(HEALTHY) is None
 
 
 def test_what_was_trained_before_need_not_fall() -> None:

