@@ -120,9 +120,10 @@ def read_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ValueError("holds something else than numbers and names, which is not read: it may be code") from error
-    if not isinstance(state, dict) or not state.keys() >= _PARTS or not _all_tensors(state["state_dict"]):
-        raise ValueError("is not the training state of a run, but a file of another program")
-    return state
+    missing = sorted(_PARTS - state.keys()) if isinstance(state, dict) else ["everything"]
+    if missing or not _all_tensors(state["state_dict"]):
+        raise ValueError(f"is not the training state of a run ({', '.join(missing) or 'weights'} missing)")
+    return dict(state)
 
 
 def _all_tensors(weights: Any) -> bool:

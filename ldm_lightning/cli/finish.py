@@ -6,17 +6,14 @@ what the end of training writes: averaged weights and, for a first stage, the st
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ldm_lightning.artifact import check_keys
-from ldm_lightning.callbacks.checkpoint_files import BEST, intact, latest
+from ldm_lightning.callbacks.checkpoint_files import BEST, damage, newest, read_state
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.export import write_model
 from ldm_lightning.cli import build
@@ -46,7 +43,7 @@ def main(config: DictConfig) -> None:
     folder = run / _PLACES[config.checkpoint]
     check_writable(folder, "make it writable")
     path = _checkpoint(run, config.checkpoint)
-    state = _read(path)
+    state = read_state(path)
     step: int = state["global_step"]
     exported = config.checkpoint == "last" and (folder / "manifest.json").exists()
     if exported and (there := read_manifest(folder)["step"]) > step:
@@ -81,20 +78,16 @@ def _checkpoint(run: Path, which: str) -> Path:
     best = folder / BEST
     if which == "best" and not best.exists():
         raise UserError(f"{run} holds no best checkpoint, which is saved after a validation: take checkpoint=last")
-    path, other = (latest(folder), "best") if which == "last" else (best if intact(best) else None, "last")
+    if which == "last":
+        path, wrong = newest(folder)
+    else:
+        reason = damage(best)
+        path, wrong = (best, {}) if reason is None else (None, {best: reason})
     if path is None:
-        raise UserError(f"the {which} checkpoint in {folder} is damaged: try checkpoint={other}, or train again")
+        why = "; ".join(f"{file} {reason}" for file, reason in wrong.items()) or f"{folder} holds none"
+        other = "best" if which == "last" else "last"
+        raise UserError(f"there is no whole {which} checkpoint ({why}): try checkpoint={other}, or train again")
     return path
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, of which the file is whole."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError):
-        state = None
-    check_keys(state, ("global_step", "state_dict", "callbacks"), path, "bring the old file back, or train again")
-    return dict(state)
 
 
 def _weights(state: dict[str, Any], trained: DictConfig, path: Path) -> dict[str, Tensor]:

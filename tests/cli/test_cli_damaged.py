@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm_lightning.callbacks.checkpoints import AtomicCheckpointIO
+from ldm_lightning.callbacks.checkpoint_files import AtomicCheckpointIO
 from tests.conftest import Result, refused
 
 Ldm = Callable[..., Result]

@@ -136,7 +136,7 @@ def test_mistakes_end_in_one_line_and_lose_nothing(overfitted: Path, tmp_path: P
     content = bytearray(best.read_bytes())
     content[len(content) // 2] ^= 1
     best.write_bytes(content)
-    refused(ldm("finish", f"run={run}"), "best checkpoint", "is damaged", "checkpoint=last")
+    refused(ldm("finish", f"run={run}"), "no whole best checkpoint", "best.ckpt is damaged", "checkpoint=last")
     best.unlink()
     refused(ldm("finish", f"run={run}"), "no best checkpoint", "after a validation")
     assert not (run / "best" / "export").exists()
