@@ -7,13 +7,20 @@ code 2; anything else that escapes is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-__all__ = ["UserError", "first_line", "nearest", "needs_extra"]
+__all__ = ["UserError", "causes", "first_line", "nearest", "needs_extra"]
 
 
 class UserError(ValueError):
     """A mistake in data, configuration or environment: the message names the cause and the mend."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield ``error`` and what it comes of, the root cause last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def first_line(error: BaseException) -> str:

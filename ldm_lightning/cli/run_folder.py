@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from ldm_lightning.errors import UserError
 
 __all__ = [
     "SAME_COMMAND",
+    "check_length",
     "check_writable",
     "claim",
     "differences",
@@ -30,6 +32,7 @@ __all__ = [
     "write_log",
 ]
 
+_LONGEST = 255  # bytes of a name, on nearly all file systems
 SAME_COMMAND = "the same command goes on from the last checkpoint"
 
 # What may change when a run goes on: where and how long it runs and what is shown, but not what is computed.
@@ -105,6 +108,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "stage" not in config:
         raise UserError(f"{file} is not the configuration of a run: repeat the command that trains it")
     return {str(key): value for key, value in config.items()}
+
+
+def check_length(name: str, spare: int = 0) -> None:
+    """Refuse a name that file systems cannot take, before work is spent on it.
+
+    Args:
+        name: of a folder or a file, also several with slashes between them.
+        spare: bytes that will be added to it, such as by an ending.
+
+    Raises:
+        UserError: a part of it is too long.
+    """
+    longest = max((len(os.fsencode(part)) for part in Path(name).parts), default=0)
+    if longest > _LONGEST - spare:
+        raise UserError(
+            f"name={name[:40]}... has {longest} bytes, and a name takes {_LONGEST - spare}: choose a shorter one"
+        )
 
 
 def check_writable(folder: Path, mend: str) -> None:

@@ -1,0 +1,32 @@
+"""A verb's arguments as they were typed, taken apart into what Hydra wants separate."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from ldm_lightning.errors import UserError
+
+__all__ = ["split_arguments"]
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """A verb's arguments, in whatever order they are given, as overrides and flags: Hydra wants them unmixed.
+
+    Raises:
+        UserError: there is no such flag, or an override has no key.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help and --hydra-help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    overrides: list[str] = parser.parse_intermixed_args(arguments).overrides
+    flags = list(arguments)
+    for text in overrides:
+        flags.remove(text)
+        if text.startswith("="):
+            raise UserError(f"cannot read '{text}': write key=value")
+    return overrides, flags
