@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -11,8 +12,13 @@ from ldm_lightning.errors import UserError
 __all__ = ["split_arguments"]
 
 
+_DASHED = re.compile(r"--([+~]{0,2}[\w./@:]+)=")
+
+
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """A verb's arguments, in whatever order they are given, as overrides and flags: Hydra wants them unmixed.
+
+    ``--key=value``, as ``wandb agent`` writes it, is the override ``key=value``, unless Hydra has such a flag.
 
     Raises:
         UserError: there is no such flag, or an override has no key.
@@ -23,6 +29,10 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
+    valued = {name for action in parser._actions if action.nargs != 0 for name in action.option_strings}
+    arguments = [
+        text[2:] if (dashed := _DASHED.match(text)) and f"--{dashed[1]}" not in valued else text for text in arguments
+    ]
     overrides: list[str] = parser.parse_intermixed_args(arguments).overrides
     flags = list(arguments)
     for text in overrides:

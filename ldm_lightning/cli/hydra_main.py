@@ -37,6 +37,17 @@ __all__ = ["conf_dir", "explain", "run"]
 
 _PLACES = {"run", "runs", "root", "output", "pictures", "source"}  # keys of verbs that name files
 _BUILDERS = ("train", "import", "benchmark")  # verbs that build what their own command line names
+# Hydra's own plugins, by what chooses them.
+_PLUGINS = {
+    "launcher=joblib": "hydra-joblib-launcher",
+    "launcher=submitit_local": "hydra-submitit-launcher",
+    "launcher=submitit_slurm": "hydra-submitit-launcher",
+    "launcher=ray": "hydra-ray-launcher",
+    "launcher=rq": "hydra-rq-launcher",
+    "sweeper=ax": "hydra-ax-sweeper",
+    "sweeper=nevergrad": "hydra-nevergrad-sweeper",
+    "sweeper=optuna": "hydra-optuna-sweeper",
+}
 _STAGES = ("first_stage", "latent_diffusion")
 
 # The run folder is ours, so Hydra's own folders, copies of the configuration and log files are off.
@@ -193,6 +204,8 @@ def _too_long(error: OSError) -> str | None:
 def _missing_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = list(error.options or [])
+    if package := _PLUGINS.get(f"{group.removeprefix('hydra/')}={option}"):
+        return f"{group}={option} is of a package that is not installed: pip install {package}"
     if not options:
         return first_line(error)
     return f"there is no {group}={option}{nearest(option, options)} (options: {', '.join(options)})"

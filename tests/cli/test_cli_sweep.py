@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from ldm_lightning.artifact import read_artifact
+from ldm_lightning.cli.arguments import split_arguments
 from ldm_lightning.cli.sweep import folder_name
 from tests.conftest import TINY_FIRST_STAGE, Result, refused
 
@@ -117,3 +118,21 @@ def test_a_table_says_what_a_short_name_stands_for(sweep: list[str], pictures: P
     for (name, (override,)), root in zip(table.items(), roots, strict=True):
         assert str(root) in override
         assert read_artifact(tmp_path / name).manifest["config"]["data"]["root"] == str(root)
+
+
+@pytest.mark.parametrize(
+    ("choice", "package"),
+    [
+        ("hydra/launcher=joblib", "hydra-joblib-launcher"),
+        ("hydra/launcher=submitit_slurm", "hydra-submitit-launcher"),
+        ("hydra/sweeper=optuna", "hydra-optuna-sweeper"),
+    ],
+)
+def test_a_missing_plugin_is_named(choice: str, package: str, ldm: Ldm) -> None:
+    refused(ldm("train", "--multirun", choice, "seed=1,2"), choice, f"pip install {package}")
+
+
+def test_dashes_before_a_key_are_read_as_a_wandb_agent_writes_them() -> None:
+    given = ["--name=x", "--optim.lr=1", "--experiment=mnist5k_first_stage", "--run=runs/a", "--cfg=job", "--multirun"]
+    overrides = ["name=x", "optim.lr=1", "experiment=mnist5k_first_stage", "run=runs/a"]
+    assert split_arguments(given) == (overrides, ["--cfg=job", "--multirun"])
