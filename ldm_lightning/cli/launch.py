@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.cli.run_folder import check_length, is_first_process
+from ldm_lightning.cli.run_folder import check_length, is_first_process, silence
 from ldm_lightning.cli.sweep import changes, folder_name, is_sweep, record
 from ldm_lightning.errors import UserError
 
@@ -91,6 +91,7 @@ def make_trainer(config: DictConfig, **more: Any) -> pl.Trainer:
     Raises:
         UserError: Lightning refuses a setting.
     """
+    silence()
     try:
         return instantiate(config.trainer, **more, _convert_="object")  # type: ignore[no-any-return]
     except InstantiationException as error:

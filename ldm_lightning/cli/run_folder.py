@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -29,10 +30,19 @@ __all__ = [
     "is_first_process",
     "lock",
     "read_config",
+    "silence",
     "write_log",
 ]
 
 _LONGEST = 255  # bytes of a name, on nearly all file systems
+_NOISE = (
+    "litlogger",
+    "GPU available: False",
+    "TPU available: False",
+    "does not have many workers",
+    "is smaller than the logging interval",  # steps are counted across epochs
+    "so validation will run after every batch",
+)
 SAME_COMMAND = "the same command goes on from the last checkpoint"
 
 # What may change when a run goes on: where and how long it runs and what is shown, but not what is computed.
@@ -204,7 +214,14 @@ def _without_noise(record: logging.LogRecord) -> bool:
     message = record.getMessage()
     if "Forcefully terminating" in message:
         record.msg, record.args = f"{message.partition('.')[0]}, and so all processes end: {SAME_COMMAND}", ()
-    return "litlogger" not in message
+    return not any(noise in message for noise in _NOISE)
+
+
+def silence() -> None:
+    """Keep Lightning's advertisements and answers to what nobody asked from terminal and log, from its start on."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_without_noise)
+    for noise in _NOISE:
+        warnings.filterwarnings("ignore", message=f".*{re.escape(noise)}")
 
 
 def write_log(folder: Path) -> None:
