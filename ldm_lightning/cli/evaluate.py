@@ -33,7 +33,7 @@ from ldm_lightning.cli import build
 from ldm_lightning.cli.latent_data import show_pictures
 from ldm_lightning.cli.likelihood import measure_likelihood
 from ldm_lightning.cli.result import check_result, publish
-from ldm_lightning.cli.run_folder import check_writable
+from ldm_lightning.cli.run_folder import check_length, check_writable
 from ldm_lightning.cli.sample import choose, draw
 from ldm_lightning.cli.saved import read_manifest
 from ldm_lightning.cli.schema import check, check_numbers
@@ -65,6 +65,7 @@ def main(config: DictConfig) -> None:
         raise UserError(f"judge={config.judge} is neither true nor false")
     if Path(str(config.name)).name != str(config.name):
         raise UserError(f"name={config.name} is not the name of a file in RUN/evaluation: leave out folders")
+    check_length(str(config.name), spare=40)  # its endings, and what a file is called until it is whole
     check(config)
     manifest = read_manifest(config.run)
     trained = OmegaConf.create(manifest["config"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import keyword
 import os
@@ -11,10 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
@@ -28,13 +28,26 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ldm_lightning.cli.arguments import split_arguments
+from ldm_lightning.cli.sweep import Failures, is_sweep
 from ldm_lightning.cli.trust import trusting
 from ldm_lightning.errors import UserError, causes, first_line, is_disk_full, nearest
 
-__all__ = ["conf_dir", "explain", "run", "split_arguments"]
+__all__ = ["conf_dir", "explain", "run"]
 
 _PLACES = {"run", "runs", "root", "output", "pictures", "source"}  # keys of verbs that name files
 _BUILDERS = ("train", "import", "benchmark")  # verbs that build what their own command line names
+# Hydra's own plugins, by what chooses them.
+_PLUGINS = {
+    "launcher=joblib": "hydra-joblib-launcher",
+    "launcher=submitit_local": "hydra-submitit-launcher",
+    "launcher=submitit_slurm": "hydra-submitit-launcher",
+    "launcher=ray": "hydra-ray-launcher",
+    "launcher=rq": "hydra-rq-launcher",
+    "sweeper=ax": "hydra-ax-sweeper",
+    "sweeper=nevergrad": "hydra-nevergrad-sweeper",
+    "sweeper=optuna": "hydra-optuna-sweeper",
+}
 _STAGES = ("first_stage", "latent_diffusion")
 
 # The run folder is ours, so Hydra's own folders, copies of the configuration and log files are off.
@@ -83,18 +96,23 @@ def _folded(options: Sequence[str]) -> Iterator[str]:
 def run(verb: str) -> None:
     """Compose ``conf/<verb>.yaml`` with the command line's overrides and call the verb's ``main``.
 
-    Exits with code 2 and one line for a mistake of the user's; defects of ours keep their traceback.
+    Exits with code 2 and one line for a mistake of the user's; defects of ours keep their traceback. Of a sweep, all
+    jobs run, whatever becomes of one, and then those that failed are listed.
     """
     original, arguments = list(sys.argv), sys.argv[2:]
     module = f"{verb}_" if keyword.iskeyword(verb) else verb
     task: Callable[[DictConfig], Any] = importlib.import_module(f"ldm_lightning.cli.{module}").main
 
+    failures = Failures(verb, lambda error: explain(error, verb, arguments))
+
     def job(config: DictConfig) -> Any:
         sys.argv = original  # Lightning starts the other ranks by repeating this command line
-        with _mistakes_explained(verb, arguments):
+        result = None  # of a job of a sweep that failed
+        with failures.noted() if is_sweep() else _mistakes_explained(verb, arguments):
             _check_given(verb, config)
             with trusting(_take_trust(config)), _own_modules(verb):
-                return task(config)
+                result = task(config)
+        return result
 
     # Let Hydra pass exceptions on instead of printing and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -104,7 +122,8 @@ def run(verb: str) -> None:
         with _mistakes_explained(verb, arguments):
             overrides, flags = split_arguments(arguments)
             sys.argv = [f"ldm {verb}", *_HYDRA_OVERRIDES, *overrides, *flags]
-            hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
+            with failures.listed():
+                hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
     finally:
         sys.argv = original
 
@@ -147,30 +166,6 @@ def _own_modules(verb: str) -> Iterator[None]:
         sys.path.remove("")
 
 
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """A verb's arguments, in whatever order they are given, as overrides and flags: Hydra wants them unmixed.
-
-    Raises:
-        UserError: there is no such flag, or an override has no key.
-    """
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help and --hydra-help")
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    known = parser.parse_intermixed_args(arguments)
-    if known.cfg == "hydra" and known.resolve:  # Hydra cuts its own settings out first, and they refer to the others
-        raise UserError("Hydra's own settings refer to the verb's: use --cfg all --resolve, or leave out --resolve")
-    overrides: list[str] = known.overrides
-    flags = list(arguments)
-    for text in overrides:
-        flags.remove(text)
-        if text.startswith("="):
-            raise UserError(f"cannot read '{text}': write key=value")
-    return overrides, flags
-
-
 @contextmanager
 def _mistakes_explained(verb: str, arguments: list[str]) -> Iterator[None]:
     try:
@@ -188,8 +183,8 @@ def explain(error: BaseException, verb: str, arguments: list[str]) -> str | None
     chain = list(causes(error))
     for kind, describe in _DESCRIPTIONS.items():
         for cause in chain:
-            if isinstance(cause, kind):
-                return describe(cause)
+            if isinstance(cause, kind) and (message := describe(cause)) is not None:
+                return message
     if full := next(filter(is_disk_full, chain), None):
         return _disk_full(full)
     if isinstance(error, ConfigCompositionException):
@@ -211,9 +206,19 @@ def _disk_full(error: BaseException) -> str:
     return f"{place} ({error.strerror}): make room and repeat the command, which loses nothing"
 
 
+def _too_long(error: OSError) -> str | None:
+    """For a name or path that no file system takes, wherever it came up; None for all other errors of a file system."""
+    if error.errno != errno.ENAMETOOLONG:
+        return None
+    longest = max(Path(str(error.filename)).parts, key=len, default="")
+    return f"{longest[:40]}... has {len(os.fsencode(longest))} bytes, too many for a file's name: give a shorter one"
+
+
 def _missing_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = list(error.options or [])
+    if package := _PLUGINS.get(f"{group.removeprefix('hydra/')}={option}"):
+        return f"{group}={option} is of a package that is not installed: pip install {package}"
     if not options:
         return first_line(error)
     return f"there is no {group}={option}{nearest(option, options)} (options: {', '.join(options)})"
@@ -304,10 +309,11 @@ def _parse_error(error: OverrideParseException) -> str:
     return f"cannot read '{error.override}': {_quoted(str(error.override))}"
 
 
-_DESCRIPTIONS: dict[type[BaseException], Callable[[Any], str]] = {
+_DESCRIPTIONS: dict[type[BaseException], Callable[[Any], str | None]] = {
     UserError: str,
     MissingConfigException: _missing_option,
     MissingMandatoryValue: _missing_value,
     OverrideParseException: _parse_error,
     YAMLError: lambda error: f"cannot read the yaml: {' '.join(str(error).split())}; mend it there",
+    OSError: _too_long,
 }

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.cli.hydra_main import split_arguments
+from ldm_lightning.cli.run_folder import check_length, is_first_process, silence
+from ldm_lightning.cli.sweep import changes, folder_name, is_sweep, record
 from ldm_lightning.errors import UserError
 
 __all__ = ["check_place", "make_absolute", "make_trainer", "name_sweep_job", "settle"]
@@ -31,6 +28,7 @@ def check_place(config: DictConfig) -> None:
         raise UserError(
             f"runs={config.runs} name={config.name}: a run lies below a folder runs, so name no other place"
         )
+    check_length(config.name)
     if OmegaConf.select(config, "data.root") == "":
         raise UserError("data.root is empty: give the folder of the pictures")
 
@@ -79,20 +77,19 @@ def make_absolute(config: DictConfig) -> None:
 
 def name_sweep_job(config: DictConfig) -> None:
     """Give every job of a sweep a folder of its own, named by what the sweep changes."""
-    job = HydraConfig.get()
-    if job.mode != RunMode.MULTIRUN:
+    if not is_sweep():
         return
     alone = torch.cuda.device_count() < 2 if config.trainer.devices in ("auto", -1) else config.trainer.devices == 1
-    if not alone and "Basic" in str(job.launcher._target_):
+    if not alone and "Basic" in str(HydraConfig.get().launcher._target_):
         raise UserError(
             "a sweep over several devices needs a launcher that starts one process per device, such as "
             "hydra-submitit-launcher: choose it by hydra/launcher=..., or set trainer.devices=1"
         )
-    typed = OverridesParser.create().parse_overrides(split_arguments(sys.argv[2:])[0])
-    swept = {override.key_or_group for override in typed if override.is_sweep_override()}
-    swept |= set((job.sweeper.get("params") or {}).keys())
-    changes = [text for text in job.overrides.task if text.lstrip("+").partition("=")[0] in swept]
-    config.name = f"{config.name}/{re.sub(r'[^A-Za-z0-9_.,=+-]+', '_', ','.join(changes)) or job.job.num}"
+    overrides = changes()
+    short = folder_name(overrides) or str(HydraConfig.get().job.num)
+    if overrides and short != ",".join(overrides) and is_first_process():
+        record(f"{config.name}/{short}", overrides)
+    config.name = f"{config.name}/{short}"
 
 
 def make_trainer(config: DictConfig, **more: Any) -> pl.Trainer:
@@ -101,6 +98,7 @@ def make_trainer(config: DictConfig, **more: Any) -> pl.Trainer:
     Raises:
         UserError: Lightning refuses a setting.
     """
+    silence()
     try:
         return instantiate(config.trainer, **more, _convert_="object")  # type: ignore[no-any-return]
     except InstantiationException as error:

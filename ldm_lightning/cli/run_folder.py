@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from ldm_lightning.output import Output
 
 __all__ = [
     "SAME_COMMAND",
+    "check_length",
     "check_writable",
     "claim",
     "differences",
@@ -30,10 +33,20 @@ __all__ = [
     "lock",
     "output_folder",
     "read_config",
+    "silence",
     "unlike_best",
     "write_log",
 ]
 
+_LONGEST = 255  # bytes of a name, on nearly all file systems
+_NOISE = (
+    "litlogger",
+    "GPU available: False",
+    "TPU available: False",
+    "does not have many workers",
+    "is smaller than the logging interval",  # steps are counted across epochs
+    "so validation will run after every batch",
+)
 SAME_COMMAND = "the same command goes on from the last checkpoint"
 
 # What may change when a run goes on: where and how long it runs and what is shown, but not what is computed.
@@ -134,6 +147,23 @@ def unlike_best(folder: Path, config: dict[str, Any]) -> str | None:
         f"the best checkpoint so far was chosen by another measure ({'; '.join(changed)}), with which later ones are "
         "compared all the same: give the old values, or take checkpoint=last"
     )
+
+
+def check_length(name: str, spare: int = 0) -> None:
+    """Refuse a name that file systems cannot take, before work is spent on it.
+
+    Args:
+        name: of a folder or a file, also several with slashes between them.
+        spare: bytes that will be added to it, such as by an ending.
+
+    Raises:
+        UserError: a part of it is too long.
+    """
+    longest = max((len(os.fsencode(part)) for part in Path(name).parts), default=0)
+    if longest > _LONGEST - spare:
+        raise UserError(
+            f"name={name[:40]}... has {longest} bytes, and a name takes {_LONGEST - spare}: choose a shorter one"
+        )
 
 
 def check_writable(folder: Path, mend: str) -> None:
@@ -249,7 +279,14 @@ def _without_noise(record: logging.LogRecord) -> bool:
     message = record.getMessage()
     if "Forcefully terminating" in message:
         record.msg, record.args = f"{message.partition('.')[0]}, and so all processes end: {SAME_COMMAND}", ()
-    return "litlogger" not in message
+    return not any(noise in message for noise in _NOISE)
+
+
+def silence() -> None:
+    """Keep Lightning's advertisements and answers to what nobody asked from terminal and log, from its start on."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_without_noise)
+    for noise in _NOISE:
+        warnings.filterwarnings("ignore", message=f".*{re.escape(noise)}")
 
 
 def write_log(folder: Path) -> None:

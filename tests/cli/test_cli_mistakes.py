@@ -707,6 +707,18 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
         lambda w: [*_without_codec(w.first_stage()), "first_stage=trained", f"first_stage.run={w.second}"],
         ["latent_diffusion", "first_stage"],
     ),
+    "a long name": (lambda w: w.first_stage(f"name={'n' * 256}"), ["name=nnn", "256 bytes", "shorter"]),
+    "a long name beyond ASCII": (
+        lambda w: w.first_stage("name='" + "猫" * 90 + "'"),
+        ["name=", "270 bytes", "shorter"],
+    ),
+    "a long name of an import": (lambda w: w.import_(f"name={'n' * 300}"), ["name=nnn", "300 bytes", "shorter"]),
+    "a long name of figures": (
+        lambda w: ["evaluate", f"run={w.first}", f"name={'n' * 250}"],
+        ["name=nnn", "250 bytes", "shorter"],
+    ),
+    "a long name of a run": (lambda w: ["sample", f"run={w.empty}/{'n' * 256}"], ["nnn", "256 bytes", "shorter"]),
+    "a long name of an output": (lambda w: w.encode(f"output={w.empty}/{'n' * 256}"), ["nnn", "256 bytes", "shorter"]),
     "several devices in a sweep": (
         lambda w: w.first_stage("trainer.devices=2", "optim.lr=0.1,0.2", "--multirun"),
         ["launcher"],

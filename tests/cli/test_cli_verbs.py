@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -282,3 +285,15 @@ def test_a_run_is_exported_with_the_first_stage_it_was_trained_on(
     trained_on = read_manifest(tmp_path / "second")["config"]["derived"]["first_stage"]
     assert read_manifest(tmp_path / "second" / "export" / "first_stage")["sha256"] == trained_on
     assert trained_on == read_manifest(tmp_path / "other")["sha256"] != read_manifest(first_stage_run)["sha256"]
+
+
+@pytest.mark.slow
+def test_training_prints_only_what_is_about_the_run(pictures: Path, tmp_path: Path) -> None:
+    args = ["data=image_folder", f"data.root={pictures}", *TINY_FIRST_STAGE, "trainer.max_steps=1", f"runs={tmp_path}"]
+    command = [sys.executable, "-c", "from ldm_lightning.cli import main; main()", "train", *args, "name=quiet"]
+    command = [text for text in command if "log_every_n_steps" not in text]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = re.split(r"[\r\n]+", done.stderr.strip())
+    ours = ("checking pictures", "FirstStage: ", "data: ", "run folder: ", "`Trainer.fit` stopped", "measuring latents")
+    ours += ("model: ", "figures: ", "curves: ", "pictures during training: ")
+    assert [line for line in lines if not line.startswith(ours)] == []

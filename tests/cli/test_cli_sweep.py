@@ -1,0 +1,138 @@
+"""Sweeps: one job's failure is its own, and every job has a folder of a name that fits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldm_lightning.artifact import read_artifact
+from ldm_lightning.cli.arguments import split_arguments
+from ldm_lightning.cli.sweep import folder_name
+from tests.conftest import TINY_FIRST_STAGE, Result, refused
+
+Ldm = Callable[..., Result]
+
+
+@pytest.fixture
+def sweep(pictures: Path, tmp_path: Path) -> list[str]:
+    data = ["data=image_folder", f"data.root={pictures}", *TINY_FIRST_STAGE, "trainer.max_steps=1"]
+    return ["train", "--multirun", *data, f"runs={tmp_path}", "name=sweep"]
+
+
+def _finished(runs: Path) -> list[str]:
+    return sorted(file.parts[-3] for file in runs.rglob("export/manifest.json"))
+
+
+def test_the_jobs_beside_a_mistake_run(sweep: list[str], tmp_path: Path, ldm: Ldm) -> None:
+    done = ldm(*sweep, "data.batch_size=8,40000,16")
+    assert done.code == 2
+    assert _finished(tmp_path) == ["data.batch_size=16", "data.batch_size=8"]
+    *_, title, cause = done.err.splitlines()
+    assert title.startswith("ldm train: 1 of 3 jobs failed")
+    assert cause.startswith("  data.batch_size=40000: ")
+    assert "Traceback" not in done.err
+
+
+def test_the_jobs_beside_a_defect_run(
+    sweep: list[str], tmp_path: Path, ldm: Ldm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_part.py").write_text(
+        "import torch\n"
+        "class Adam(torch.optim.Adam):\n"
+        "    def step(self, *args, **kwargs):\n"
+        "        raise ZeroDivisionError('one by none')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = ldm(*sweep, "optim._target_=broken_part.Adam,torch.optim.Adam")
+    assert done.code == 1
+    assert _finished(tmp_path) == ["optim._target_=torch.optim.Adam"]
+    assert "Traceback" in done.err
+    assert done.err.splitlines()[-1].startswith("  optim._target_=broken_part.Adam: ZeroDivisionError: one by none")
+
+
+def test_a_mistake_of_all_jobs_is_said_once(sweep: list[str], ldm: Ldm) -> None:
+    refused(ldm(*sweep, "optim.lr=0.1,0.2", "data.root=/nowhere"), "data.root=/nowhere")
+
+
+def test_a_signal_ends_the_sweep_and_the_command_resumes(
+    sweep: list[str], tmp_path: Path, ldm: Ldm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stopping.py").write_text(
+        "import os, signal, torch\n"
+        "class Adam(torch.optim.Adam):\n"
+        "    def step(self, *args, **kwargs):\n"
+        "        if os.environ.pop('STOP_NOW', None):\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return super().step(*args, **kwargs)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STOP_NOW", "1")
+    command = [*sweep, "trainer.max_steps=3", "optim._target_=stopping.Adam", "seed=1,2"]
+    assert ldm(*command).code == 128 + signal.SIGTERM
+    assert "STOP_NOW" not in os.environ
+    assert _finished(tmp_path) == []
+    assert not (tmp_path / "sweep" / "seed=2").exists()
+    assert ldm(*command).code == 0
+    assert _finished(tmp_path) == ["seed=1", "seed=2"]
+
+
+def test_names_of_jobs_fit_and_differ() -> None:
+    long = ["optim.lr=0.1", *(f"first_stage.weights.part{number}=0.25" for number in range(40))]
+    names = [
+        folder_name(overrides)
+        for overrides in (
+            ["data.root=猫"],
+            ["data.root=犬"],
+            ["data.root=a/b"],
+            ["data.root=a_b"],
+            ["x=[1,2]"],
+            long,
+            [*long, "seed=1"],
+            ["seed=1", *long],
+        )
+    ]
+    assert len(set(names)) == len(names)
+    assert all(len(os.fsencode(name)) <= 255 and name.isascii() and "/" not in name for name in names)
+    assert names[3] == "data.root=a_b"
+    assert names[5].startswith("optim.lr=0.1,first_stage.weights.part0=0.25")
+
+
+def test_a_table_says_what_a_short_name_stands_for(sweep: list[str], pictures: Path, tmp_path: Path, ldm: Ldm) -> None:
+    roots = [tmp_path / "猫", tmp_path / "犬"]
+    for root in roots:
+        shutil.copytree(pictures, root)
+    command = [text for text in sweep if not text.startswith("data.root")]
+    command.append(f'data.root="{roots[0]}","{roots[1]}"')
+    for _ in range(2):  # the second time all is there
+        done = ldm(*command)
+        assert done.code == 0, done.err
+    lines = (tmp_path / "multirun-names.yaml").read_text(encoding="utf-8")
+    table = yaml.safe_load(lines)
+    assert len(lines.splitlines()) == len(table) == 2
+    for (name, (override,)), root in zip(table.items(), roots, strict=True):
+        assert str(root) in override
+        assert read_artifact(tmp_path / name).manifest["config"]["data"]["root"] == str(root)
+
+
+@pytest.mark.parametrize(
+    ("choice", "package"),
+    [
+        ("hydra/launcher=joblib", "hydra-joblib-launcher"),
+        ("hydra/launcher=submitit_slurm", "hydra-submitit-launcher"),
+        ("hydra/sweeper=optuna", "hydra-optuna-sweeper"),
+    ],
+)
+def test_a_missing_plugin_is_named(choice: str, package: str, ldm: Ldm) -> None:
+    refused(ldm("train", "--multirun", choice, "seed=1,2"), choice, f"pip install {package}")
+
+
+def test_dashes_before_a_key_are_read_as_a_wandb_agent_writes_them() -> None:
+    given = ["--name=x", "--optim.lr=1", "--experiment=mnist5k_first_stage", "--run=runs/a", "--cfg=job", "--multirun"]
+    overrides = ["name=x", "optim.lr=1", "experiment=mnist5k_first_stage", "run=runs/a"]
+    assert split_arguments(given) == (overrides, ["--cfg=job", "--multirun"])
