@@ -6,6 +6,7 @@ reads them twice, the second time with the order of the bytes exchanged, which y
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ WHITE = {8: 255.0, 16: 65535.0}  # what is white, by depth; black is 0. Other nu
 _FEW = 0.1  # share of the range below which a picture is too flat to be meant so
 _NAMED = 5
 _SIXTEEN = ("PNG", "PPM", "JPEG2000")  # formats whose grey in 32-bit integers, as Pillow holds it, are 16 bits
-_EXCHANGED = {"B": "L", "L": "B", "N": "L" if np.array(1, np.uint16).view(np.uint8)[0] == 0 else "B"}
+_EXCHANGED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _BITS, _SAMPLE_FORMAT = 258, 339  # tags of TIFF
 
 
@@ -110,8 +111,10 @@ def read_colour(high: ImageFile.ImageFile, low: ImageFile.ImageFile, layout: str
 def _decode(file: ImageFile.ImageFile, layout: str) -> np.ndarray:
     """(height, width, channels) bytes of an upright picture, decoded as if its bytes had this layout."""
     tiles: list[Any] = []
-    for codec, extents, offset, arguments in file.tile:
-        tiles.append((codec, extents, offset, layout if isinstance(arguments, str) else (layout, *arguments[1:])))
+    for tile in file.tile:
+        codec, extents, offset, arguments = tile
+        changed = (codec, extents, offset, layout if isinstance(arguments, str) else (layout, *arguments[1:]))
+        tiles.append(tile._make(changed) if hasattr(tile, "_make") else changed)  # plain tuples before Pillow 11
     file.tile = tiles
     file.load()
     return np.asarray(ImageOps.exif_transpose(file))
