@@ -111,7 +111,7 @@ def read_colour(high: ImageFile.ImageFile, low: ImageFile.ImageFile, layout: str
 def _decode(file: ImageFile.ImageFile, layout: str) -> np.ndarray:
     """(height, width, channels) bytes of an upright picture, decoded as if its bytes had this layout."""
     tiles: list[Any] = []
-    for tile in file.tile:
+    for tile in list[Any](file.tile):
         codec, extents, offset, arguments = tile
         changed = (codec, extents, offset, layout if isinstance(arguments, str) else (layout, *arguments[1:]))
         tiles.append(tile._make(changed) if hasattr(tile, "_make") else changed)  # plain tuples before Pillow 11

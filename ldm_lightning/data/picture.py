@@ -14,6 +14,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def open_picture(content: bytes | Path | str) -> Picture:
     return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
-def _limits(name: str, given: Sequence[float] | None) -> tuple[float, float] | None:
+def _limits(name: str, given: Any) -> tuple[float, float] | None:
     """Two ascending finite numbers."""
     if given is None:
         return None
