@@ -71,12 +71,13 @@ def _limits(name: str, given: Any) -> tuple[float, float] | None:
     """Two ascending finite numbers."""
     if given is None:
         return None
+    shown = f"data.{name}={str(given).replace(' ', '')}"
     numbers = [] if isinstance(given, str) or not isinstance(given, Sequence) else list(given)
     if len(numbers) != 2 or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers):
-        raise UserError(f"data.{name}={given} is no pair of numbers: give the lower and the upper, as in [0,4095]")
+        raise UserError(f"{shown} is no pair of numbers: give the lower and the upper, as in [0,4095]")
     low, high = map(float, numbers)
     if not -np.inf < low < high < np.inf:
-        raise UserError(f"data.{name}={given}: the first number must be below the second, and both finite")
+        raise UserError(f"{shown}: the first number must be below the second, and both finite")
     return low, high
 
 

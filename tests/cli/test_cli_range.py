@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_lightning.cli.run_folder import differences
 from tests.conftest import TINY_FIRST_STAGE, refused
+
+
+def test_runs_from_before_a_setting_go_on_where_it_is_null():
+    before = {"data": {"size": 8}}
+    assert differences(before, {"data": {"size": 8, "range": None}}) == []
+    assert differences(before, {"data": {"size": 8, "range": [0, 9]}}) == ["data.range: (not set) -> [0, 9]"]
 
 
 @pytest.mark.slow
