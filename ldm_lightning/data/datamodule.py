@@ -16,7 +16,7 @@ import torch
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.data.dataset import MakeDataset, PictureDataset, collate, encode_caption
-from ldm_lightning.data.levels import check_levels
+from ldm_lightning.data.level_table import check_levels
 from ldm_lightning.data.loader import Loader
 from ldm_lightning.data.order import EpochBatches, EvaluationBatches
 from ldm_lightning.data.philox import permutation

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ldm_lightning.data.captions import read_captions
-from ldm_lightning.data.levels import LevelTable
+from ldm_lightning.data.level_table import LevelTable
 from ldm_lightning.data.picture import Picture, open_picture
 from ldm_lightning.data.scan import scan, select
 from ldm_lightning.errors import UserError

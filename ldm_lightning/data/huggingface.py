@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldm_lightning.data.levels import LevelTable
+from ldm_lightning.data.level_table import LevelTable
 from ldm_lightning.data.picture import Picture, open_picture
 from ldm_lightning.data.scan import scan, select
 from ldm_lightning.errors import UserError, nearest, needs_extra

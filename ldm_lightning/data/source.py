@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from ldm_lightning.data.levels import LevelTable
+from ldm_lightning.data.level_table import LevelTable
 from ldm_lightning.data.picture import Picture
 
 __all__ = ["Measured", "Source"]
