@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-__all__ = ["WHITE", "LevelTable", "Levels", "check_levels", "colour_rawmode", "read_colour", "read_grey", "unit"]
+__all__ = ["WHITE", "Levels", "colour_rawmode", "read_colour", "read_grey", "unit"]
 
 WHITE = {8: 255.0, 16: 65535.0}  # what is white, by depth; black is 0. Other numbers have no agreed range.
 _SIXTEEN = ("PNG", "PPM", "JPEG2000")  # formats whose grey in 32-bit integers, as Pillow holds it, are 16 bits
