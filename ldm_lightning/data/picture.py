@@ -126,9 +126,8 @@ class ImageTransform:
         if self.range and self.percentile:
             raise UserError("data.range and data.percentile both say what is black and white: set one of them")
         if self.percentile and not 0 <= self.percentile[0] < self.percentile[1] <= 100:
-            raise UserError(
-                f"data.percentile=[{self.percentile[0]:g},{self.percentile[1]:g}] must lie within 0 and 100, as in [1,99]"
-            )
+            low, high = self.percentile
+            raise UserError(f"data.percentile=[{low:g},{high:g}] must lie within 0 and 100, as in [1,99]")
         if self.channels not in (1, 3):
             raise UserError(f"data.transform.channels={self.channels} is neither 1 (grey) nor 3 (colour)")
         if self.crop not in ("center", "random"):
