@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 # Keys of data/*.yaml that exist to be short on the command line; the yaml spreads them to where they belong.
-DATA_SHORTCUTS = ("root", "captions", "size", "pictures")
+DATA_SHORTCUTS = ("root", "captions", "size", "pictures", "range", "percentile")
 
 
 def data_module(config: DictConfig) -> DataModule:

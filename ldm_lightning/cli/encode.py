@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.data.dataset import PictureDataset
 from ldm_lightning.data.latent_files import Manifest, Writer, check_folder, encode_texts
 from ldm_lightning.data.loader import Loader
-from ldm_lightning.data.picture import ImageTransform
+from ldm_lightning.data.picture import ImageTransform, Picture
 from ldm_lightning.errors import UserError, nearest
 from ldm_lightning.latent.autoencoder import Autoencoder
 
@@ -109,7 +108,7 @@ class _Whole:
 
     transform: ImageTransform
 
-    def __call__(self, picture: Image, rng: np.random.Generator | None = None) -> Tensor:
+    def __call__(self, picture: Picture, rng: np.random.Generator | None = None) -> Tensor:
         if self.transform.wanders(picture.size):
             width, height = picture.size
             raise UserError(

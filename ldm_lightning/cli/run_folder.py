@@ -108,7 +108,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}"
         for key in keys
-        if old.get(key, missing) != new.get(key, missing)
+        if old.get(key) != new.get(key)  # null is how a later version writes what an older one did not know
     ]
 
 

@@ -17,11 +17,12 @@ import torch
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.data.dataset import MakeDataset, PictureDataset, collate, encode_caption
+from ldm_lightning.data.level_table import check_levels
 from ldm_lightning.data.loader import Loader
 from ldm_lightning.data.order import EpochBatches, EvaluationBatches
 from ldm_lightning.data.philox import permutation
 from ldm_lightning.data.picture import ImageTransform
-from ldm_lightning.data.source import Source
+from ldm_lightning.data.source import Measured, Source
 from ldm_lightning.data.split import SPLITS, check_fractions, split, working_shares
 from ldm_lightning.errors import UserError, nearest
 
@@ -86,10 +87,12 @@ class DataModule(pl.LightningDataModule):
         """Prepare the source and split it; a second call does nothing.
 
         Raises:
-            UserError: the source's data are missing or unusable.
+            UserError: the source's data are missing or unusable, or hold numbers of no agreed range and none is set.
         """
         if not self._splits:
             self.source.prepare(self.transform.min_size)
+            if isinstance(self.source, Measured) and self.transform.percentile is None:
+                check_levels(self.source.levels, self.source.name, self.transform.limits)
             keys = map(self.source.split_key, range(len(self.source)))
             self._splits = split(keys, self.validation, self.test)
             self._warn_of_cut_captions()

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.data.philox import first_words, generator
-from ldm_lightning.data.picture import ImageTransform
+from ldm_lightning.data.picture import ImageTransform, Picture
 from ldm_lightning.data.source import Source
 
 __all__ = [
@@ -97,7 +96,7 @@ class PictureDataset(Dataset[Sample]):
     def __init__(
         self,
         source: Source,
-        transform: Callable[[Image, np.random.Generator | None], Tensor],
+        transform: Callable[[Picture, np.random.Generator | None], Tensor],
         caption_length: int = 64,
         augment_seed: int | None = None,
     ) -> None:

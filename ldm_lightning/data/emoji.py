@@ -14,9 +14,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL.Image import Image
-
 from ldm_lightning.data.folder import ImageFolder
+from ldm_lightning.data.picture import Picture
 from ldm_lightning.errors import UserError, nearest
 
 __all__ = ["Emoji"]
@@ -110,7 +109,7 @@ class Emoji:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def picture(self, i: int) -> Image:
+    def picture(self, i: int) -> Picture:
         """Picture ``i``, 64 x 64 on white.
 
         Raises:

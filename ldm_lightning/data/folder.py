@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from PIL.Image import Image
-
 from ldm_lightning.data.captions import BESIDE, check_captioned, locate_captions, read_beside, read_captions
-from ldm_lightning.data.picture import open_picture
+from ldm_lightning.data.level_table import LevelTable
+from ldm_lightning.data.picture import Picture, open_picture
 from ldm_lightning.data.scan import scan, select
 from ldm_lightning.errors import UserError
 
@@ -77,6 +76,7 @@ class ImageFolder:
         self.class_names: tuple[str, ...] = ()
         self.files: list[str] = []
         self._hashes: list[bytes] = []
+        self.levels = LevelTable.of([], [])
         self._captions: dict[str, tuple[str, ...]] = {}
 
     @property
@@ -109,6 +109,7 @@ class ImageFolder:
         kept = select(found, findings, place, min_size, self.max_bad_fraction)
         self.files = [found[i] for i in kept]
         self._hashes = [bytes.fromhex(findings[i].hash) for i in kept]
+        self.levels = LevelTable.of(self.files, [findings[i] for i in kept])
         if self.has_captions:
             check_captioned(
                 place, self.files, [self._captions.get(file, ()) for file in self.files], self.max_uncaptioned
@@ -125,8 +126,8 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.files)
 
-    def picture(self, i: int) -> Image:
-        """Picture ``i`` in mode ``L`` or ``RGB``.
+    def picture(self, i: int) -> Picture:
+        """Picture ``i``, as `ldm_lightning.data.picture.open_picture` returns it.
 
         Raises:
             UserError: the file has become unreadable.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
-
 from ldm_lightning.data.captions import check_captioned, texts_of
-from ldm_lightning.data.picture import open_picture
+from ldm_lightning.data.level_table import LevelTable
+from ldm_lightning.data.picture import Picture, open_picture
 from ldm_lightning.data.scan import scan, select
 from ldm_lightning.errors import UserError, nearest, needs_extra
 
@@ -53,6 +52,7 @@ class HuggingFace:
         self.class_names: tuple[str, ...] = ()
         self._rows: list[int] = []
         self._hashes: list[bytes] = []
+        self.levels = LevelTable.of([], [])
         self._labels: list[int] = []
         self._captions: list[tuple[str, ...]] = []
 
@@ -78,6 +78,7 @@ class HuggingFace:
         findings = scan(names, [dataset._fingerprint] * len(names), self._bytes, f"{self.path}:{dataset._fingerprint}")
         self._rows = select(names, findings, self.path, min_size, self.max_bad_fraction)
         self._hashes = [bytes.fromhex(findings[row].hash) for row in self._rows]
+        self.levels = LevelTable.of([names[row] for row in self._rows], [findings[row] for row in self._rows])
         if self.label_column is not None:
             self._read_labels(dataset, self.label_column)
         if self.caption_column is not None:
@@ -140,8 +141,8 @@ class HuggingFace:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def picture(self, i: int) -> Image:
-        """Picture ``i`` in mode ``L`` or ``RGB``.
+    def picture(self, i: int) -> Picture:
+        """Picture ``i``, as `ldm_lightning.data.picture.open_picture` returns it.
 
         Raises:
             UserError: the picture has become unreadable.

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.data.dataset import AUGMENTATION, drawn_captions, encode_caption
 from ldm_lightning.data.latent_files import Manifest, Shards, read_manifest, read_samples, read_texts, verify
 from ldm_lightning.data.philox import first_words
-from ldm_lightning.data.picture import ImageTransform
+from ldm_lightning.data.picture import ImageTransform, Picture
 from ldm_lightning.data.source import Source
 from ldm_lightning.errors import UserError
 
@@ -93,7 +92,7 @@ class LatentCache:
         """As of the picture."""
         return bytes(self._split_keys[i])
 
-    def picture(self, i: int) -> Image:
+    def picture(self, i: int) -> Picture:
         """Picture ``i`` itself, from where the cache was made of.
 
         Raises:

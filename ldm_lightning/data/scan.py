@@ -15,10 +15,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from ldm_lightning.artifact import replace_file
 from ldm_lightning.data.cache import cache_folder
+from ldm_lightning.data.levels import Levels
 from ldm_lightning.data.picture import open_picture
 from ldm_lightning.errors import UserError
 
@@ -29,12 +31,19 @@ _NAMED = 5
 
 
 class Finding(NamedTuple):
-    """What was found in one picture: hex hash of its bytes, upright size in pixels, and what is wrong, if anything."""
+    """What was found in one picture.
+
+    Hex hash of its bytes, upright size in pixels, what is wrong, if anything, its depth in bits (as of
+    `ldm_lightning.data.levels.Levels`, or 8) and its extreme values.
+    """
 
     hash: str = ""
     width: int = 0
     height: int = 0
     error: str = ""
+    depth: int = 0
+    low: float = 0.0
+    high: float = 0.0
 
 
 def content_hash(content: bytes) -> bytes:
@@ -48,7 +57,9 @@ def _examine(read: Callable[[], bytes]) -> Finding:
         picture = open_picture(content)
     except Exception as error:  # decoders raise anything at all on damaged files
         return Finding(error=" ".join(str(error).split()) or type(error).__name__)
-    return Finding(content_hash(content).hex(), *picture.size)
+    levels = picture if isinstance(picture, Levels) else Levels(np.asarray(picture), 8)
+    extremes = float(levels.values.min()), float(levels.values.max())
+    return Finding(content_hash(content).hex(), *picture.size, "", levels.depth, *extremes)
 
 
 def _load(path: Path) -> dict[str, tuple[str, Finding]]:
@@ -77,8 +88,8 @@ def scan(names: Sequence[str], stamps: Sequence[str], read: Callable[[int], byte
     findings = {
         name: known[name][1]
         for name, stamp in zip(names, stamps, strict=True)
-        # What could not be read is tried again: a network disk may have been away.
-        if name in known and known[name][0] == stamp and not known[name][1].error
+        # What could not be read is tried again: a network disk may have been away. No depth: an older version looked.
+        if name in known and known[name][0] == stamp and not known[name][1].error and known[name][1].depth
     }
     new = [i for i, name in enumerate(names) if name not in findings]
     if not new:

@@ -7,11 +7,12 @@ restart. Everything else (splitting, cropping, batching, sharding) is done once,
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from PIL.Image import Image
+from ldm_lightning.data.level_table import LevelTable
+from ldm_lightning.data.picture import Picture
 
-__all__ = ["Source"]
+__all__ = ["Measured", "Source"]
 
 
 class Source(Protocol):
@@ -48,8 +49,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def picture(self, i: int) -> Image:
-        """Picture ``i`` in mode ``L`` or ``RGB``.
+    def picture(self, i: int) -> Picture:
+        """Picture ``i``: in mode ``L`` or ``RGB``, or its numbers where it has more than 8 bits.
 
         Raises:
             UserError: the picture has become unreadable since `prepare`.
@@ -73,4 +74,14 @@ class Source(Protocol):
 
         The content hash, unless different pictures would give each other away.
         """
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A source of files, which may hold numbers of any range."""
+
+    @property
+    def levels(self) -> LevelTable:
+        """Depth and extreme values of all pictures, in order; empty before `Source.prepare`."""
         ...

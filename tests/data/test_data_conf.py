@@ -12,7 +12,7 @@ from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.data.fashion import _DEBIAN
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
-SHORTCUTS = ("root", "captions", "size", "pictures")
+SHORTCUTS = ("root", "captions", "size", "pictures", "range", "percentile")
 
 
 def build(name: str, *overrides: str, **top) -> DataModule:
