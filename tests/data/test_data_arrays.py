@@ -114,7 +114,11 @@ def test_fashion_mnist_of_a_folder(tmp_path):
     assert np.array_equal(source.picture(4), expected[1])
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", gzip.compress(b"junk" * 9), gzip.compress(idx(np.arange(9)))[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"junk", gzip.compress(b"junk" * 9), gzip.compress(idx(np.arange(9)))[:-9]],
+    ids=["empty", "no archive", "no array", "cut short"],  # an archive holds the time at which it was made
+)
 def test_damaged_fashion_mnist(tmp_path, content):
     for name in small_files():
         (tmp_path / f"{name}.gz").write_bytes(content)

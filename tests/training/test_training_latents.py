@@ -14,7 +14,7 @@ import torch
 from ldm_lightning.artifact import read_artifact
 from ldm_lightning.loggers.csv_log import read_metrics
 from tests.conftest import TINY_LATENT_DIFFUSION
-from tests.training.test_training_resume import kill, same, start
+from tests.training.test_training_resume import killed_is_never_killed
 
 TINY = [text for text in TINY_LATENT_DIFFUSION if not text.startswith(("data.size", "data.validation"))]
 
@@ -47,14 +47,6 @@ def test_two_ranks_are_one_rank_from_a_cache(latents: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_never_killed_from_a_cache(latents: Path, tmp_path: Path) -> None:
-    args = ["data=latents", f"data.root={latents}", *TINY, "name=run", "trainer.max_steps=10"]
+    args = ["data=latents", f"data.root={latents}", *TINY, "trainer.max_steps=10"]
     args += ["trainer.val_check_interval=5", "callbacks.checkpoints.every_n_steps=3"]
-    runs = {name: [*args, f"runs={tmp_path / name}"] for name in ("whole", "killed")}
-    for name in runs:
-        (tmp_path / name).mkdir()
-    assert start(tmp_path / "whole", *runs["whole"]).returncode == 0
-    assert kill(tmp_path / "killed", runs["killed"], 7, int(signal.SIGKILL), "batch").returncode == -signal.SIGKILL
-    finished = start(tmp_path / "killed", *runs["killed"])
-    assert finished.returncode == 0, finished.stderr
-    assert "resuming from last.ckpt" in finished.stderr
-    same(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
+    killed_is_never_killed(tmp_path, args, [("batch", 7, signal.SIGKILL)])

@@ -30,17 +30,15 @@ def starts(folder: Path, orders: list[dict[str, Any]]) -> list[tuple[int, str]]:
     return [(code, said) for code, said in json.loads((folder / "results.json").read_text())]
 
 
-def common(pictures: Path, runs: Path) -> list[str]:
-    return ["data=image_folder", f"data.root={pictures}", "data.transform.flip=true", "name=run", f"runs={runs}"]
+def mirrored(pictures: Path) -> list[str]:
+    return ["data=image_folder", f"data.root={pictures}", "data.transform.flip=true"]
 
 
-def killed_is_never_killed(
-    tmp_path: Path, pictures: Path, overrides: list[str], kills: list[tuple[str, int, int]]
-) -> Path:
+def killed_is_never_killed(tmp_path: Path, overrides: list[str], kills: list[tuple[str, int, int]]) -> Path:
     """Compare a run with one that was killed at each of the moments in turn; return the latter."""
     whole, other = tmp_path / "whole", tmp_path / "killed"
-    args = [*common(pictures, other), *overrides]
-    orders: list[dict[str, Any]] = [{"args": [*common(pictures, whole), *overrides]}]
+    args = [*overrides, "name=run", f"runs={other}"]
+    orders: list[dict[str, Any]] = [{"args": [*overrides, "name=run", f"runs={whole}"]}]
     orders += [{"args": args, "moment": moment, "step": step, "signal": number} for moment, step, number in kills]
     first, *stopped, last = starts(tmp_path / "orders", [*orders, {"args": args}])
     assert first[0] == 0, first[1]
@@ -86,6 +84,7 @@ def test_a_second_stage_killed_anywhere(pictures: Path, first_stage_run: Path, t
     """With everything that has a state of its own: averages, learned times, a distance at every second validation."""
     kill, stop = signal.SIGKILL, signal.SIGTERM
     overrides = [
+        *mirrored(pictures),
         f"first_stage.run={first_stage_run}",
         *TINY_LATENT_DIFFUSION,
         *STATEFUL_OBJECTIVE,
@@ -100,7 +99,6 @@ def test_a_second_stage_killed_anywhere(pictures: Path, first_stage_run: Path, t
     ]
     killed_is_never_killed(
         tmp_path,
-        pictures,
         overrides,
         [
             ("start", 0, kill),
@@ -129,6 +127,7 @@ def test_a_first_stage_killed_anywhere(pictures: Path, tmp_path: Path) -> None:
     """Both players of an adversarial one; validations and kills at the ends of epochs, the last at the last step."""
     kill, stop = signal.SIGKILL, signal.SIGTERM
     overrides = [
+        *mirrored(pictures),
         *TINY_ADVERSARIAL,
         "first_stage.adversary.start=4",
         "first_stage.adversary.join=6",
@@ -138,7 +137,6 @@ def test_a_first_stage_killed_anywhere(pictures: Path, tmp_path: Path) -> None:
     ]
     killed_is_never_killed(
         tmp_path,
-        pictures,
         overrides,
         [
             ("batch", 3, kill),
@@ -157,6 +155,7 @@ def test_a_first_stage_killed_anywhere(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_stop_or_kill_amid_accumulated_batches_loses_none(pictures: Path, tmp_path: Path) -> None:
     overrides = [
+        *mirrored(pictures),
         *TINY_FIRST_STAGE,
         "trainer.accumulate_grad_batches=3",  # of 4 batches an epoch, whose last one steps as well
         "trainer.val_check_interval=6",  # the first of them amid accumulated batches
@@ -164,4 +163,4 @@ def test_a_stop_or_kill_amid_accumulated_batches_loses_none(pictures: Path, tmp_
         "callbacks.checkpoints.every_n_steps=1",
     ]
     kills = [("batch", 0, signal.SIGTERM), ("validated", 2, signal.SIGKILL), ("amid validation", 6, signal.SIGKILL)]
-    killed_is_never_killed(tmp_path, pictures, overrides, kills)
+    killed_is_never_killed(tmp_path, overrides, kills)
