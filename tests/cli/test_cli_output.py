@@ -37,8 +37,9 @@ def kept(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 @pytest.fixture
 def run(latent_diffusion_run: Path, tmp_path: Path) -> Path:
-    """A second stage of one's own."""
-    return shutil.copytree(latent_diffusion_run, tmp_path / "run")
+    """A second stage of one's own, without what other tests have drawn from it and measured."""
+    others = shutil.ignore_patterns("evaluation", "seed*", "outputs*")
+    return shutil.copytree(latent_diffusion_run, tmp_path / "run", ignore=others)
 
 
 def draw(ldm: Ldm, run: Path, *args: str) -> Result:
