@@ -84,7 +84,8 @@ def test_a_run_is_read_while_it_trains_and_after_it_was_stopped(
     run = tmp_path / "stopped"
     shutil.copytree(first_stage_run, run)
     shutil.rmtree(run / "export")
-    assert wrong(verdicts(run, ldm)[1]) == {"not finished"}
+    # The rate of these six steps rises all the time: its warmup is a hundred.
+    assert wrong(verdicts(run, ldm)[1]) == {"not finished", "learning rate rises for most of the run"}
     with lock(run):
         assert "in training just now" in verdicts(run, ldm)[1]
     (run / "metrics.csv").unlink()

@@ -31,7 +31,7 @@ def test_training_on_12_bits(ldm, tmp_path):
     result = ldm(*command, "data.range=[0,4095]")
     assert result.code == 0, result.err
     assert "tenth of the range" not in result.err
-    sheet = tmp_path / "sheet.png"
-    result = ldm("reconstruct", f"run={tmp_path / 'run'}", f"pictures={root}", f"output={sheet}")
+    shown = tmp_path / "shown"
+    result = ldm("reconstruct", f"run={tmp_path / 'run'}", f"pictures={root}", f"output={shown}")
     assert result.code == 0, result.err
-    assert np.asarray(Image.open(sheet)).max() == 255  # white, as the run's range says
+    assert np.asarray(Image.open(shown / "sheet.png")).max() == 255  # white, as the run's range says
