@@ -129,7 +129,7 @@ def test_pixels_are_diffused_without_a_first_stage(pictures: Path, tmp_path: Pat
     assert done.code == 0, done.err
     likely = ["likelihood=ode", "likelihood.tolerance=0.01"]
     done = ldm("evaluate", f"run={tmp_path}/pixels", "n=4", "steps=2", "extractor=tiny", "judge=false", *likely)
-    assert figure_names(done, tmp_path / "pixels") == {"fd_tiny@4", "nll_discrete_per_dim@4"}
+    assert figure_names(done, tmp_path / "pixels") == {"fd_tiny@4_too_few", "nll_discrete_per_dim@4"}
     module = load_latent_diffusion(tmp_path / "pixels").module
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     assert module.latent_shape == (3, 16, 16)
