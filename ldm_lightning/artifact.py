@@ -19,17 +19,18 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ldm_lightning import __version__
 from ldm_lightning.errors import UserError, room_for
 
+if TYPE_CHECKING:  # torch takes seconds to import, and manifests are read without it
+    from torch import Tensor
+
 __all__ = [
     "RECORDED",
     "Artifact",
+    "check_finished",
     "check_keys",
     "copy_artifact",
     "locate",
@@ -118,6 +119,8 @@ def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], detai
         weights: tensors by name.
         details: whatever else the manifest should hold, such as the resolved configuration; plain JSON values.
     """
+    import safetensors.torch
+
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
     digest = hashlib.sha256(content).hexdigest()
@@ -164,6 +167,23 @@ def locate(run: Path) -> Path:
     return run if (run / MANIFEST).is_file() else run / "export"
 
 
+def check_finished(run: Path) -> None:
+    """Check that ``run`` holds an artifact, whatever is in it.
+
+    Raises:
+        UserError: there is no such folder, or training is not finished.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run} does not exist: give the folder of a finished run, such as runs/NAME")
+    file = locate(run) / MANIFEST
+    if not file.exists():
+        begun = any((run / "checkpoints").glob("*.ckpt"))
+        mend = f", or take what it has by: ldm finish run={run} checkpoint=last" if begun else ""
+        raise UserError(
+            f"{run} holds no finished model ({file} is missing): repeat the command that trained it, it resumes{mend}"
+        )
+
+
 def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
     """Read the manifest of a run's artifact, and leave its weights alone.
 
@@ -175,20 +195,12 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
         UserError: nothing there, training not finished, damaged, of a later format, or of another kind.
     """
     run = Path(run)
-    if not run.is_dir():
-        raise UserError(f"{run} does not exist: give the folder of a finished run, such as runs/NAME")
+    check_finished(run)
     folder, mend = locate(run), f"bring the old file back, or repeat the command that trained {run}"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if not isinstance(manifest, dict):
             raise ValueError
-    except FileNotFoundError:
-        begun = any((run / "checkpoints").glob("*.ckpt"))
-        mend = f", or take what it has by: ldm finish run={run} checkpoint=last" if begun else ""
-        raise UserError(
-            f"{run} holds no finished model ({folder / MANIFEST} is missing): "
-            f"repeat the command that trained it, it resumes{mend}"
-        ) from None
     except ValueError:
         raise UserError(f"{folder / MANIFEST} is damaged: {mend}") from None
     check_keys(manifest, ("kind", "weights", "sha256", "version"), folder / MANIFEST, mend)
@@ -228,6 +240,8 @@ def check_keys(content: Any, keys: Iterable[str], file: Path, mend: str, prefix:
 
 def read_artifact(run: str | Path, kind: str | None = None) -> Artifact:
     """Read and verify the artifact of a run; arguments and errors as of :func:`read_manifest`."""
+    import safetensors.torch
+
     manifest, folder = read_manifest(run, kind), locate(Path(run))
     try:
         content = _weights_file(folder, manifest).read_bytes()

@@ -13,7 +13,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["DiskFull", "UserError", "causes", "first_line", "is_disk_full", "nearest", "needs_extra", "room_for"]
+__all__ = [
+    "DiskFull",
+    "UserError",
+    "causes",
+    "first_line",
+    "is_disk_full",
+    "nearest",
+    "needs_extra",
+    "no_such_place",
+    "room_for",
+]
 
 
 class UserError(ValueError):
@@ -76,3 +86,8 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
 def needs_extra(package: str, extra: str) -> UserError:
     """Return the error for a missing optional ``package``, naming the ``extra`` that brings it."""
     return UserError(f"{package} is not installed; install it with: pip install 'ldm_lightning[{extra}]'")
+
+
+def no_such_place(key: str, place: str | Path) -> UserError:
+    """Return the error for a file or folder that is not there, naming the ``key`` that names it."""
+    return UserError(f"{key}={place} does not exist; check its spelling (relative to {Path.cwd()})")

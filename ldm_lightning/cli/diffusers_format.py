@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm_lightning.cli.places import check_source
 from ldm_lightning.errors import UserError, first_line, needs_extra
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Bottleneck, Gaussian, Identity, VectorQuantizer
@@ -47,9 +48,8 @@ def read_model(source: str, subfolder: str | None) -> Any:
     except ImportError as error:
         raise needs_extra("diffusers", "diffusers") from error
     place = f"{source}/{subfolder}" if subfolder else source
+    check_source(source)
     local = Path(source).is_dir()
-    if not local and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise UserError(f"source={source} is neither a folder nor a name in the hub, such as OWNER/NAME: check it")
     where: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
     if not local:
         print(f"reading {place} from the hub")

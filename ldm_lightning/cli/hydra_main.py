@@ -29,6 +29,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm_lightning.cli.arguments import split_arguments
+from ldm_lightning.cli.places import check_places
 from ldm_lightning.cli.sweep import Failures, is_sweep
 from ldm_lightning.cli.trust import trusting
 from ldm_lightning.errors import UserError, causes, first_line, is_disk_full, nearest
@@ -100,9 +101,6 @@ def run(verb: str) -> None:
     jobs run, whatever becomes of one, and then those that failed are listed.
     """
     original, arguments = list(sys.argv), sys.argv[2:]
-    module = f"{verb}_" if keyword.iskeyword(verb) else verb
-    task: Callable[[DictConfig], Any] = importlib.import_module(f"ldm_lightning.cli.{module}").main
-
     failures = Failures(verb, lambda error: explain(error, verb, arguments))
 
     def job(config: DictConfig) -> Any:
@@ -110,8 +108,9 @@ def run(verb: str) -> None:
         result = None  # of a job of a sweep that failed
         with failures.noted() if is_sweep() else _mistakes_explained(verb, arguments):
             _check_given(verb, config)
+            check_places(verb, config)
             with trusting(_take_trust(config)), _own_modules(verb):
-                result = task(config)
+                result = _task(verb)(config)
         return result
 
     # Let Hydra pass exceptions on instead of printing and exiting by itself.
@@ -126,6 +125,13 @@ def run(verb: str) -> None:
                 hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
     finally:
         sys.argv = original
+
+
+def _task(verb: str) -> Callable[[DictConfig], Any]:
+    """The verb itself; importing it takes seconds, mostly torch's, which cheap refusals and ``--help`` do without."""
+    module = f"{verb}_" if keyword.iskeyword(verb) else verb
+    task: Callable[[DictConfig], Any] = importlib.import_module(f"ldm_lightning.cli.{module}").main
+    return task
 
 
 def _check_given(verb: str, config: DictConfig) -> None:

@@ -20,7 +20,8 @@ from ldm_lightning.callbacks.export import Export
 from ldm_lightning.cli import build
 from ldm_lightning.cli.diffusers_format import autoencoder_node, import_weights, read_model
 from ldm_lightning.cli.latent_data import adopt
-from ldm_lightning.cli.launch import check_place, make_trainer, settle
+from ldm_lightning.cli.launch import make_trainer, settle
+from ldm_lightning.cli.places import check_place
 from ldm_lightning.cli.run_folder import claim, lock, write_log
 from ldm_lightning.cli.schema import check, check_numbers
 from ldm_lightning.cli.trust import vetted

@@ -12,25 +12,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.cli.run_folder import check_length, is_first_process, silence
+from ldm_lightning.cli.run_folder import is_first_process, silence
 from ldm_lightning.cli.sweep import changes, folder_name, is_sweep, record
 from ldm_lightning.errors import UserError
 
-__all__ = ["check_place", "make_absolute", "make_trainer", "name_sweep_job", "settle"]
-
-
-def check_place(config: DictConfig) -> None:
-    """Refuse a seed, a place for the run, or a place of the pictures that cannot be meant."""
-    config.name = config.name if config.name is None else str(config.name)
-    if config.seed is None or not 0 <= config.seed < 2**32 or not config.name:
-        raise UserError(f"seed={config.seed} and name={config.name}: give a seed from 0 to {2**32 - 1} and a name")
-    if not config.runs or ".." in Path(config.name).parts or Path(config.name).is_absolute():
-        raise UserError(
-            f"runs={config.runs} name={config.name}: a run lies below a folder runs, so name no other place"
-        )
-    check_length(config.name)
-    if OmegaConf.select(config, "data.root") == "":
-        raise UserError("data.root is empty: give the folder of the pictures")
+__all__ = ["make_absolute", "make_trainer", "name_sweep_job", "settle"]
 
 
 def settle(config: DictConfig) -> None:

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm_lightning.artifact import RECORDED, check_keys, set_aside
-from ldm_lightning.callbacks.checkpoint_files import BEST
 from ldm_lightning.errors import UserError
 from ldm_lightning.output import Output
 
 __all__ = [
     "SAME_COMMAND",
+    "check_begun",
     "check_length",
     "check_writable",
     "claim",
@@ -112,17 +111,27 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
+def check_begun(folder: Path) -> None:
+    """Check that ``folder`` holds a run, whatever it has come to.
+
+    Raises:
+        UserError: it does not.
+    """
+    mend = "give a run folder, such as runs/NAME"
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: {mend}")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} holds no run (config.yaml is missing): {mend}")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of the run in ``folder``, resolved.
 
     Raises:
         UserError: it holds no run, or a damaged one.
     """
-    file, mend = folder / "config.yaml", "give a run folder, such as runs/NAME"
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: {mend}")
-    if not file.is_file():
-        raise UserError(f"{folder} holds no run (config.yaml is missing): {mend}")
+    check_begun(folder)
+    file = folder / "config.yaml"
     try:
         config = OmegaConf.to_container(OmegaConf.load(file))
     except (ValueError, OSError, YAMLError):
@@ -136,6 +145,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def unlike_best(folder: Path, config: dict[str, Any]) -> str | None:
     """A warning if ``folder`` holds a best checkpoint that was chosen otherwise than ``config`` chooses from now on."""
+    from ldm_lightning.callbacks.checkpoint_files import BEST  # likewise
+
     if not (folder / "config.yaml").is_file() or not (folder / "checkpoints" / BEST).is_file():
         return None
     old, new = dict(_flat(read_config(folder))), dict(_flat(config))
@@ -241,6 +252,8 @@ def _check_ours(folder: Path) -> None:
 
 def is_first_process() -> bool:
     """Whether this is the first of all ranks, also before they have met."""
+    from pytorch_lightning.utilities import rank_zero_only  # and torch with it, without which this module does
+
     return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
 
 

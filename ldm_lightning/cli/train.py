@@ -24,7 +24,7 @@ from ldm_lightning.callbacks.resumption import Resumption
 from ldm_lightning.cli import build
 from ldm_lightning.cli.curves import draw_curves
 from ldm_lightning.cli.latent_data import adopt
-from ldm_lightning.cli.launch import check_place, make_trainer, name_sweep_job, settle
+from ldm_lightning.cli.launch import make_trainer, name_sweep_job, settle
 from ldm_lightning.cli.resume import check_resume, find_checkpoint
 from ldm_lightning.cli.run_folder import (
     SAME_COMMAND,
@@ -51,7 +51,6 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> float | None:
     """Train; returns the last validation loss, which sweepers minimize."""
     check(config, beside=[f"data.{key}" for key in build.DATA_SHORTCUTS])
-    check_place(config)
     check_resume(config.resume)
     name_sweep_job(config)
     settle(config)

@@ -9,7 +9,7 @@ from ldm_lightning.data.captions import BESIDE, check_captioned, locate_captions
 from ldm_lightning.data.level_table import LevelTable
 from ldm_lightning.data.picture import Picture, open_picture
 from ldm_lightning.data.scan import scan, select
-from ldm_lightning.errors import UserError
+from ldm_lightning.errors import UserError, no_such_place
 
 __all__ = ["ImageFolder"]
 
@@ -94,7 +94,7 @@ class ImageFolder:
         if self.files:
             return
         if not self.root.exists():
-            raise UserError(f"data.root={self.root} does not exist; check its spelling (relative to {Path.cwd()})")
+            raise no_such_place("data.root", self.root)
         if not self.root.is_dir():
             raise UserError(f"data.root={self.root} is a file; name the folder that holds the pictures")
         found = _find(self.root)

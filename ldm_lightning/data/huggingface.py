@@ -9,7 +9,7 @@ from ldm_lightning.data.captions import check_captioned, texts_of
 from ldm_lightning.data.level_table import LevelTable
 from ldm_lightning.data.picture import Picture, open_picture
 from ldm_lightning.data.scan import scan, select
-from ldm_lightning.errors import UserError, nearest, needs_extra
+from ldm_lightning.errors import UserError, nearest, needs_extra, no_such_place
 
 __all__ = ["HuggingFace"]
 
@@ -89,6 +89,8 @@ class HuggingFace:
             import datasets
         except ImportError as error:
             raise needs_extra("datasets", "data") from error
+        if self.path.startswith((".", "/", "~")) and not Path(self.path).exists():
+            raise no_such_place("data.source.path", self.path)
         try:
             if Path(self.path).is_file():
                 return datasets.load_dataset("parquet", data_files={self.split: self.path}, split=self.split)
