@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ldm_lightning.artifact import read_artifact
 from ldm_lightning.cli.arguments import split_arguments
@@ -136,3 +137,37 @@ def test_dashes_before_a_key_are_read_as_a_wandb_agent_writes_them() -> None:
     given = ["--name=x", "--optim.lr=1", "--experiment=mnist5k_first_stage", "--run=runs/a", "--cfg=job", "--multirun"]
     overrides = ["name=x", "optim.lr=1", "experiment=mnist5k_first_stage", "run=runs/a"]
     assert split_arguments(given) == (overrides, ["--cfg=job", "--multirun"])
+
+
+def test_settings_are_read_as_a_wandb_agent_writes_them(ldm: Ldm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By wandb's own code, with dashes (its default) and without: the values arrive as the sweep's yaml has them."""
+    monkeypatch.setenv("WANDB_RUN_ID", "trial")
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    chosen = {
+        "name": "${oc.env:WANDB_RUN_ID}",
+        "experiment": "mnist5k_first_stage",
+        "optim.lr": 1e-05,
+        "optim.betas": [0.5, 0.9],
+        "trainer": {"max_steps": 5, "max_time": "00:01:00:00", "enable_progress_bar": False},
+        "data": {"transform": {"flip": True, "crop": "random"}},
+        "trainer.limit_val_batches": None,
+    }
+    written = create_sweep_command_args({"args": {key: {"value": value} for key, value in chosen.items()}})
+    del chosen["trainer.limit_val_batches"]
+    for style in ("args", "args_no_hyphens"):
+        given = written[style] if style == "args" else [text for text in written[style] if not text.endswith("=None")]
+        shown = ldm("train", "--cfg", "job", "--resolve", *given)
+        assert shown.code == 0, shown.err
+        config = yaml.safe_load(shown.out)
+        assert (config["name"], config["trainer"]["limit_val_batches"]) == ("trial", None)
+        assert float(config["optim"]["lr"]) == 1e-05
+        assert config["optim"]["betas"] == [0.5, 0.9]
+        assert {key: config["trainer"][key] for key in chosen["trainer"]} == chosen["trainer"]
+        assert {key: config["data"]["transform"][key] for key in ("flip", "crop")} == {"flip": True, "crop": "random"}
+
+
+@pytest.mark.parametrize("text", ["plain", "a,b", 'a "b"', "back\\", '\\"', "", "it's", "größe (2)=1", "a\\b"])
+def test_any_text_in_a_dictionary_arrives(text: str) -> None:
+    (override,), _ = split_arguments([f"--a={ {'b': text} }"])
+    assert OverridesParser.create().parse_override(override).value() == text
