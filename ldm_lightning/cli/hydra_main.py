@@ -59,6 +59,7 @@ _HYDRA_OVERRIDES = [
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
     "+hydra.callbacks.keep_multirun._target_=ldm_lightning.cli.multirun.KeepMultirun",
+    "+hydra.callbacks.begin._target_=ldm_lightning.cli.sweep.Begin",
 ]
 
 

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from ldm_lightning.cli.arguments import split_arguments
 from ldm_lightning.errors import causes, first_line
 
-__all__ = ["Failures", "changes", "folder_name", "is_sweep", "record"]
+__all__ = ["Begin", "Failures", "changes", "folder_name", "is_sweep", "record"]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.,=+-]*")
 _LONGEST = 200  # characters; folders take 255 bytes, and what is named after a folder is a little longer
 _PREFIX = 60
 _TABLE = "multirun-names.yaml"
+_OUTCOMES = "LDM_SWEEP_OUTCOMES"  # environment variable: the file of the sweep at work, reached from all its processes
 
 
 def is_sweep() -> bool:
@@ -62,15 +70,34 @@ def record(name: str, overrides: list[str]) -> None:
         file.write(line)
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """How the job ``number`` ended: ``cause`` is None where it did well."""
+
+    number: int
+    job: str
+    cause: str | None = None
+    is_mistake: bool = False  # of the user's, else a defect
+
+
+class Begin(Callback):
+    """Says to the jobs, which the launcher may start in other processes, where to leave word of how they ended."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called before the first job, in the process that lists the failures at the end."""
+        try:
+            folder = Path(config.hydra.sweep.dir).absolute()
+        except OmegaConfBaseException:  # a place that is still to be named, which Hydra goes on to say
+            return
+        os.environ[_OUTCOMES] = str(folder / f".outcomes-{uuid.uuid4().hex}")
+
+
 class Failures:
     """The jobs of a sweep that failed: one ends, the others run."""
 
     def __init__(self, verb: str, explain: Callable[[BaseException], str | None]) -> None:
         self.verb = verb
         self.explain = explain  # a mistake of the user's in one line, None for a defect
-        self.jobs = 0
-        self.found: list[tuple[str, str, bool]] = []  # job, cause, whether it is a mistake of the user's
-        self._raised: list[BaseException] = []
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -78,18 +105,22 @@ class Failures:
 
         A signal, and an exit that a job asks for, pass through and end the sweep.
         """
-        self.jobs += 1
+        number = HydraConfig.get().job.num
+        job = ",".join(changes()) or str(number)
         try:
             yield
         except Exception as error:
             message = self.explain(error)
             if message is None:
                 traceback.print_exc()
-            job = ",".join(changes()) or str(HydraConfig.get().job.num)
-            self.found.append((job, message or f"{type(error).__name__}: {first_line(error)}", message is not None))
-            if not _is_plain():
-                self._raised.append(error)
+            cause = message or _defect(error)
+            _leave(_Outcome(number, job, cause, message is not None))
+            print(f"job {job} failed: {cause}", file=sys.stderr)
+            # Hydra's own sweeper would end the sweep after the jobs in hand; others choose by it what comes next.
+            if "BasicSweeper" not in str(HydraConfig.get().sweeper._target_):
                 raise
+        else:
+            _leave(_Outcome(number, job))
 
     @contextmanager
     def listed(self) -> Iterator[None]:
@@ -98,32 +129,52 @@ class Failures:
         Raises:
             SystemExit: something did; code 2 if all of it are mistakes of the user's, else 1.
         """
+        os.environ.pop(_OUTCOMES, None)
         try:
             yield
         except Exception as error:
-            if not any(cause in self._raised for cause in causes(error)):
-                self._print()
+            failed = self._list()
+            known = {outcome.cause for outcome in failed}
+            if not any(self.explain(cause) in known or _defect(cause) in known for cause in causes(error)):
                 raise
         except BaseException:  # the sweep was stopped, and says so by its own exit code
-            self._print()
+            self._list()
             raise
-        if self.found:
-            self._print()
-            raise SystemExit(2 if all(mistake for *_, mistake in self.found) else 1)
-
-    def _print(self) -> None:
-        if not self.found:
-            return
-        reasons = {cause for _, cause, _ in self.found}
-        if len(self.found) == self.jobs and len(reasons) == 1:  # a mistake in what all jobs share
-            lines = [reasons.pop()]
         else:
-            lines = [f"{len(self.found)} of {self.jobs} jobs failed; the same command runs these alone again:"]
-            lines += [f"  {job}: {cause}" for job, cause, _ in self.found]
+            failed = self._list()
+        if failed:
+            raise SystemExit(2 if all(outcome.is_mistake for outcome in failed) else 1)
+
+    def _list(self) -> list[_Outcome]:
+        jobs = _take_outcomes()
+        failed = [outcome for outcome in jobs if outcome.cause is not None]
+        if not failed:
+            return []
+        reasons = {outcome.cause for outcome in failed}
+        if len(failed) == len(jobs) and len(reasons) == 1:  # a mistake in what all jobs share
+            lines = [str(reasons.pop())]
+        else:
+            lines = [f"{len(failed)} of {len(jobs)} jobs failed; the same command runs these alone again:"]
+            lines += [f"  {outcome.job}: {outcome.cause}" for outcome in failed]
         print(f"ldm {self.verb}: " + "\n".join(lines), file=sys.stderr)
+        return failed
 
 
-def _is_plain() -> bool:
-    """Whether jobs run in this process for their own sake: Hydra would then end the sweep at the first that raises."""
-    job = HydraConfig.get()
-    return all("Basic" in str(part._target_) for part in (job.launcher, job.sweeper))
+def _defect(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _leave(outcome: _Outcome) -> None:
+    with Path(os.environ[_OUTCOMES]).open("a", encoding="utf-8") as file:
+        file.write(f"{json.dumps(asdict(outcome))}\n")  # at once, so that no other job writes in between
+
+
+def _take_outcomes() -> list[_Outcome]:
+    """How the jobs of this sweep ended, by their numbers; of the ranks of a job, any that failed speaks for it."""
+    path = os.environ.pop(_OUTCOMES, None)
+    if path is None or not Path(path).is_file():
+        return []
+    read = [_Outcome(**json.loads(line)) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    Path(path).unlink()
+    by_number = {outcome.number: outcome for outcome in sorted(read, key=lambda outcome: outcome.cause is not None)}
+    return [by_number[number] for number in sorted(by_number)]

@@ -281,14 +281,18 @@ def test_every_measurement_is_kept_with_its_picture(run: Path, ldm: Ldm) -> None
     assert contents(folder) == {**before, "mine.json": b"{}"}
 
 
-def test_a_sweep_keeps_what_another_left(run: Path, tmp_path: Path, ldm: Ldm, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_sweep_keeps_what_another_left(
+    run: Path, tmp_path: Path, ldm: Ldm, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    monkeypatch.setenv("LDM_RUNS", str(runs))
     refused(ldm("doctor", "--multirun", "output=a,b"), "run has no value yet")
     assert not [warning for warning in recwarn if "Callback" in str(warning.message)]
     for output in ("a,b", "a,b", "a,c"):
         names = ",".join(f"{tmp_path}/{name}" for name in output.split(","))
         done = ldm("doctor", "--multirun", f"run={run}", f"output={names}")
         assert done.code == 0, done.err
-        assert ("multirun-1.yaml" in done.out) == (output == "a,c")
-    assert f"{tmp_path}/b" in (run / "multirun-1.yaml").read_text()
-    assert f"{tmp_path}/c" in (run / "multirun.yaml").read_text()
-    assert not (run / "multirun-2.yaml").exists()
+        assert ("multirun-2.yaml" in done.out) == (output == "a,c")
+    assert f"{tmp_path}/b" in (runs / "multirun-2.yaml").read_text()
+    assert f"{tmp_path}/c" in (runs / "multirun.yaml").read_text()
+    assert not (runs / "multirun-3.yaml").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,14 +107,14 @@ def test_a_source_of_the_users_own_makes_of_its_place_what_it_likes(
     assert "asked for store://pictures" in done.err
 
 
-def test_a_sweep_may_go_over_runs(
-    first_stage_run: Path,
-    latent_diffusion_run: Path,
-    ldm: Callable[..., Result],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_sweep_goes_over_runs_and_makes_none_of_a_misspelt_name(
+    first_stage_run: Path, tmp_path: Path, ldm: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LDM_RUNS", str(tmp_path))
-    done = ldm("doctor", "--multirun", f"run={first_stage_run},{latent_diffusion_run}")
-    assert done.code == 0, done.err
+    monkeypatch.setenv("LDM_RUNS", str(tmp_path / "runs"))
+    runs = [shutil.copytree(first_stage_run, tmp_path / name) for name in ("one", "two")]
+    done = ldm("doctor", "--multirun", f"run={runs[0]},{tmp_path}/three,{runs[1]}")
+    assert done.code == 2
     assert done.out.count("written to") == 2
+    assert "1 of 3 jobs failed" in done.err
+    assert f"run={tmp_path}/three: {tmp_path}/three does not exist" in done.err
+    assert not (tmp_path / "three").exists()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +57,62 @@ def test_the_jobs_beside_a_defect_run(
     assert _finished(tmp_path) == ["optim._target_=torch.optim.Adam"]
     assert "Traceback" in done.err
     assert done.err.splitlines()[-1].startswith("  optim._target_=broken_part.Adam: ZeroDivisionError: one by none")
+
+
+_LAUNCHER = """
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import cloudpickle
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_store import ConfigStore
+from hydra.core.singleton import Singleton
+
+
+def launch(pickled):
+    state, launcher, overrides, number = cloudpickle.loads(pickled)
+    Singleton.set_state(state)
+    return cloudpickle.dumps(BasicLauncher.launch(launcher, [overrides], number))
+
+
+class Elsewhere(BasicLauncher):
+    def launch(self, job_overrides, initial_job_idx):
+        state = Singleton.get_state()
+        jobs = [cloudpickle.dumps((state, self, job, k)) for k, job in enumerate(job_overrides, initial_job_idx)]
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return [done for pickled in pool.map(launch, jobs) for done in cloudpickle.loads(pickled)]
+
+
+@dataclass
+class Config:
+    _target_: str = "hydra_plugins.elsewhere.Elsewhere"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="elsewhere", node=Config)
+"""
+
+
+def test_jobs_in_other_processes_tell_how_they_ended(tmp_path: Path) -> None:
+    """By a launcher that pickles the job and starts it elsewhere, as those of joblib and Slurm do."""
+    pytest.importorskip("cloudpickle")
+    plugin = tmp_path / "hydra_plugins" / "elsewhere.py"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_text(_LAUNCHER)
+    runs = tmp_path / "runs"
+    done = subprocess.run(
+        [sys.executable, "-m", "ldm_lightning", "doctor", "--multirun", "hydra/launcher=elsewhere", "run=a,b"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "LDM_RUNS": str(runs)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    *_, title, first, second = done.stderr.splitlines()
+    assert title.startswith("ldm doctor: 2 of 2 jobs failed")
+    assert (first[:17], second[:17]) == ("  run=a: a does n", "  run=b: b does n")
+    assert [path.name for path in runs.iterdir()] == ["multirun.yaml"]
 
 
 def test_a_mistake_of_all_jobs_is_said_once(sweep: list[str], ldm: Ldm) -> None:
