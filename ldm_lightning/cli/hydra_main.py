@@ -31,6 +31,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from ldm_lightning.cli.arguments import split_arguments
 from ldm_lightning.cli.places import check_places
 from ldm_lightning.cli.sweep import Failures, is_sweep
+from ldm_lightning.cli.trainer import check_trainer
 from ldm_lightning.cli.trust import trusting
 from ldm_lightning.errors import UserError, causes, first_line, is_disk_full, nearest
 
@@ -110,6 +111,8 @@ def run(verb: str) -> None:
         with failures.noted() if is_sweep() else _mistakes_explained(verb, arguments):
             _check_given(verb, config)
             check_places(verb, config)
+            if "trainer" in config:
+                check_trainer(config.trainer)
             with trusting(_take_trust(config)), _own_modules(verb):
                 result = _task(verb)(config)
         return result

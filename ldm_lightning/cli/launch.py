@@ -10,13 +10,14 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.cli.run_folder import is_first_process, silence
 from ldm_lightning.cli.sweep import changes, folder_name, is_sweep, record
+from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
 
-__all__ = ["make_absolute", "make_trainer", "name_sweep_job", "settle"]
+__all__ = ["count_epochs", "make_absolute", "make_trainer", "name_sweep_job", "settle"]
 
 
 def settle(config: DictConfig) -> None:
@@ -29,21 +30,54 @@ def settle(config: DictConfig) -> None:
         # bf16 is 50 to 100 times slower than fp32 where it is emulated: on most processors and older GPUs.
         fast = trainer.accelerator in ("cuda", "gpu") and torch.cuda.is_bf16_supported(including_emulation=False)
         trainer.precision = "bf16-mixed" if fast else "32-true"
-    if str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
-        raise UserError(f"trainer.precision={trainer.precision} is not supported: use 32-true, bf16-mixed or 16-mixed")
-    for key in ("accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
-        if trainer[key] < 1:
-            raise UserError(f"trainer.{key}={trainer[key]} must be at least 1")
-    if trainer.val_check_interval % trainer.accumulate_grad_batches:
-        raise UserError(
-            f"trainer.val_check_interval={trainer.val_check_interval} counts batches and must be a multiple of "
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}"
-        )
-    if trainer.max_steps > 0:  # a short run is validated at its end
-        batches = trainer.max_steps * trainer.accumulate_grad_batches
-        trainer.val_check_interval = min(trainer.val_check_interval, batches)
+    _check_devices(trainer)
+    _validate_at_the_end(trainer)
     config.run_dir = str(Path(config.run_dir).absolute())
     make_absolute(config)
+
+
+def _check_devices(trainer: DictConfig) -> None:
+    """Refuse devices that this machine does not have."""
+    devices, given = trainer.devices, f"trainer.devices={trainer.devices}"
+    if trainer.accelerator == "cpu":
+        if devices != "auto" and not (str(devices).isdecimal() and int(devices) > 0):
+            raise UserError(f"{given}, but of a processor only a number of processes can be asked for, or auto")
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise UserError(f"trainer.accelerator={trainer.accelerator}, but torch finds no GPU here: leave it out")
+    if isinstance(devices, ListConfig) or "," in str(devices):
+        numbers = devices if isinstance(devices, ListConfig) else filter(None, devices.split(","))
+        fits = max(map(int, numbers)) < count
+    else:
+        fits = devices in ("auto", -1) or int(devices) <= count
+    if not fits:
+        raise UserError(f"{given}, but there are {count} GPUs here, with numbers from 0 to {count - 1}")
+
+
+def _validate_at_the_end(trainer: DictConfig) -> None:
+    """Let also a run that is shorter than the interval be validated."""
+    if trainer.max_steps > 0:
+        batches = trainer.max_steps * trainer.accumulate_grad_batches
+        trainer.val_check_interval = min(trainer.val_check_interval, batches)
+
+
+def count_epochs(config: DictConfig, data: DataModule) -> None:
+    """Turn ``trainer.check_val_every_n_epoch`` into the number of batches that it comes to, which all else counts.
+
+    Raises:
+        UserError: ``trainer.limit_train_batches`` leaves no batch of an epoch.
+    """
+    trainer, batches = config.trainer, data.sizes["train"] // data.batch_size
+    limit = trainer.get("limit_train_batches")
+    if limit is not None:
+        batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    if batches < 1:
+        raise UserError(f"trainer.limit_train_batches={limit} leaves no batch of an epoch: set it to 1 or more")
+    if trainer.check_val_every_n_epoch is not None:
+        trainer.val_check_interval = trainer.check_val_every_n_epoch * batches
+        trainer.check_val_every_n_epoch = None
+        _validate_at_the_end(trainer)
 
 
 def make_absolute(config: DictConfig) -> None:
@@ -84,6 +118,12 @@ def make_trainer(config: DictConfig, **more: Any) -> pl.Trainer:
     Raises:
         UserError: Lightning refuses a setting.
     """
+    if config.trainer.accelerator == "cpu" and str(config.trainer.precision).startswith("16"):
+        # Lightning would take bfloat16 instead.
+        raise UserError(
+            f"trainer.precision={config.trainer.precision} needs a GPU: set trainer.precision=32-true, or bf16-mixed "
+            "where the processor has it"
+        )
     silence()
     try:
         return instantiate(config.trainer, **more, _convert_="object")  # type: ignore[no-any-return]

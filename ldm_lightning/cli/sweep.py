@@ -114,10 +114,10 @@ class Failures:
             if message is None:
                 traceback.print_exc()
             cause = message or _defect(error)
-            _leave(_Outcome(number, job, cause, message is not None))
+            left = _leave(_Outcome(number, job, cause, message is not None))
             print(f"job {job} failed: {cause}", file=sys.stderr)
             # Hydra's own sweeper would end the sweep after the jobs in hand; others choose by it what comes next.
-            if "BasicSweeper" not in str(HydraConfig.get().sweeper._target_):
+            if not left or "BasicSweeper" not in str(HydraConfig.get().sweeper._target_):
                 raise
         else:
             _leave(_Outcome(number, job))
@@ -164,9 +164,14 @@ def _defect(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _leave(outcome: _Outcome) -> None:
-    with Path(os.environ[_OUTCOMES]).open("a", encoding="utf-8") as file:
+def _leave(outcome: _Outcome) -> bool:
+    """Leave word of a job; False where the launcher did not pass on where to."""
+    path = os.environ.get(_OUTCOMES)
+    if path is None:
+        return False
+    with Path(path).open("a", encoding="utf-8") as file:
         file.write(f"{json.dumps(asdict(outcome))}\n")  # at once, so that no other job writes in between
+    return True
 
 
 def _take_outcomes() -> list[_Outcome]:

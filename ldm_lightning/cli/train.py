@@ -13,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from ldm_lightning.artifact import copy_artifact, read_artifact
 from ldm_lightning.callbacks.checkpoint_files import AtomicCheckpointIO
@@ -24,7 +25,7 @@ from ldm_lightning.callbacks.resumption import Resumption
 from ldm_lightning.cli import build
 from ldm_lightning.cli.curves import draw_curves
 from ldm_lightning.cli.latent_data import adopt
-from ldm_lightning.cli.launch import make_trainer, name_sweep_job, settle
+from ldm_lightning.cli.launch import count_epochs, make_trainer, name_sweep_job, settle
 from ldm_lightning.cli.resume import check_resume, find_checkpoint
 from ldm_lightning.cli.run_folder import (
     SAME_COMMAND,
@@ -59,6 +60,7 @@ def main(config: DictConfig) -> float | None:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build.data_module(config)
     build.derive(config, data)
+    count_epochs(config, data)
     plain = build.resolve(config)
     module = build.stage(config)  # a configuration that cannot be built leaves no folder behind
     interruption = Interruption()
@@ -100,6 +102,8 @@ def _fit(
             module.to(trainer.strategy.root_device)  # Lightning has moved it away
             export.write(trainer, module)
             export.publish(trainer)
+    except MisconfigurationException as error:  # what only shows once the data and the module are there
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except RuntimeError as error:
         for child in getattr(trainer.strategy.launcher, "procs", ()):
             if child.poll():
