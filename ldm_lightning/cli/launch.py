@@ -14,7 +14,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.cli.run_folder import is_first_process, silence
 from ldm_lightning.cli.sweep import changes, folder_name, is_sweep, record
+from ldm_lightning.data.captions import in_current_folder
 from ldm_lightning.data.datamodule import DataModule
+from ldm_lightning.data.files import open_files
 from ldm_lightning.errors import UserError
 
 __all__ = ["count_epochs", "make_absolute", "make_trainer", "name_sweep_job", "settle"]
@@ -82,13 +84,10 @@ def count_epochs(config: DictConfig, data: DataModule) -> None:
 
 def make_absolute(config: DictConfig) -> None:
     """Make the paths of data and first stage absolute."""
-    captions = OmegaConf.select(config, "data.captions")
-    if (
-        isinstance(captions, str)
-        and not (Path(str(config.data.root)) / captions).is_file()
-        and Path(captions).is_file()
-    ):
-        config.data.captions = str(Path(captions).absolute())
+    captions, root = (OmegaConf.select(config, key) for key in ("data.captions", "data.root"))
+    # A table beside the pictures moves along with them; one that lies here is found again from anywhere.
+    if isinstance(captions, str) and isinstance(root, str) and Path(captions).expanduser().is_file():
+        config.data.captions = str(in_current_folder(captions, open_files(Path(root).expanduser())) or captions)
     for key in ("data.root", "data.pictures", "data.source.path", "first_stage.run"):
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and Path(value).exists():

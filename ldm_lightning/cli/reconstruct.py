@@ -33,8 +33,8 @@ def main(config: DictConfig) -> None:
     check_result(folder, _NAME, picture=True)
     trained = load_first_stage(config.run)
     if config.pictures is not None:
-        if not Path(config.pictures).is_dir():
-            raise UserError(f"pictures={config.pictures} is no folder: check its spelling")
+        if not Path(config.pictures).exists():
+            raise UserError(f"pictures={config.pictures} does not exist: check its spelling")
         trained.config.data.source = {"_target_": "ldm_lightning.data.folder.ImageFolder", "root": config.pictures}
         trained.config.data.validation, trained.config.data.test = 0.0, 0.0
     build.move_pictures(trained.config, config.root)

@@ -1,4 +1,4 @@
-"""Pictures from a Hugging Face data set: on the hub, or local parquet files."""
+"""Pictures from a Hugging Face data set: on the hub, or in local files and folders of its formats."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ldm_lightning.data.captions import check_captioned, texts_of
+from ldm_lightning.data.classes import class_of, numbered
 from ldm_lightning.data.level_table import LevelTable
 from ldm_lightning.data.picture import Picture, open_picture
-from ldm_lightning.data.scan import scan, select
-from ldm_lightning.errors import UserError, nearest, needs_extra, no_such_place
+from ldm_lightning.data.scan import report, scan, select
+from ldm_lightning.data.tables import load_table
+from ldm_lightning.errors import UserError, nearest
 
 __all__ = ["HuggingFace"]
 
@@ -20,14 +22,15 @@ class HuggingFace:
     The content hash covers the encoded bytes of a picture.
 
     Args:
-        path: name on the hub, a local folder, or one parquet file, which then is the ``split``.
+        path: name on the hub, a local folder of files or as written by ``save_to_disk``, or one parquet or arrow file,
+            which then is the ``split``.
         subset: configuration of the data set, for those which have several.
         split: split of the data set to take.
         image_column: column of encoded pictures.
-        label_column: column of classes (class labels, integers or strings); None for unlabelled.
+        label_column: column of classes (class labels, integers, whole numbers or strings); None for unlabelled.
         caption_column: column of texts, or of lists of texts; None for no captions.
-        max_bad_fraction: largest share of unreadable pictures, and of pictures that are too small, which is left out
-            with a warning; more is an error.
+        max_bad_fraction: largest share of unreadable pictures, of pictures that are too small, and of rows without a
+            class, which is left out with a warning; more is an error.
         max_uncaptioned: largest share of pictures without a caption, which are trained on with an empty one and a
             warning; more is an error.
     """
@@ -61,46 +64,28 @@ class HuggingFace:
 
         Raises:
             UserError: ``datasets`` is not installed, the data set or a column cannot be found, a column has the wrong
-                kind of values, or too many pictures are unreadable or smaller than ``min_size``.
+                kind of values, or too many pictures are unreadable, smaller than ``min_size`` or without a class.
         """
         if self._rows:
             return
-        dataset = self._load()
+        dataset = load_table(self.path, self.subset, self.split)
         for option in ("image_column", "label_column", "caption_column"):
             column = getattr(self, option)
             if column is not None and column not in dataset.column_names:
+                none = ": name one, or null for none" if option == "label_column" else ""
                 raise UserError(
                     f"data.source.{option}={column} is no column of {self.path}, which has "
-                    f"{', '.join(dataset.column_names)}{nearest(column, dataset.column_names)}"
+                    f"{', '.join(dataset.column_names)}{none}{nearest(column, dataset.column_names)}"
                 )
         self._pictures = self._encoded_pictures(dataset)
         names = [f"row {i}" for i in range(len(dataset))]
         findings = scan(names, [dataset._fingerprint] * len(names), self._bytes, f"{self.path}:{dataset._fingerprint}")
-        self._rows = select(names, findings, self.path, min_size, self.max_bad_fraction)
+        rows = select(names, findings, self.path, min_size, self.max_bad_fraction)
+        self._rows = rows if self.label_column is None else self._read_labels(dataset, self.label_column, rows)
         self._hashes = [bytes.fromhex(findings[row].hash) for row in self._rows]
         self.levels = LevelTable.of([names[row] for row in self._rows], [findings[row] for row in self._rows])
-        if self.label_column is not None:
-            self._read_labels(dataset, self.label_column)
         if self.caption_column is not None:
             self._read_captions(dataset, self.caption_column)
-
-    def _load(self) -> Any:
-        try:
-            import datasets
-        except ImportError as error:
-            raise needs_extra("datasets", "data") from error
-        if self.path.startswith((".", "/", "~")) and not Path(self.path).exists():
-            raise no_such_place("data.source.path", self.path)
-        try:
-            if Path(self.path).is_file():
-                return datasets.load_dataset("parquet", data_files={self.split: self.path}, split=self.split)
-            # Before version 4, a data set could bring a script that is run; later ones take the argument and run none.
-            return datasets.load_dataset(self.path, self.subset, split=self.split, trust_remote_code=False)
-        except Exception as error:  # network, cache, format and naming errors come in dozens of types
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"'{self.path}' could not be loaded ({reason}); check data.source.path, subset and split"
-            ) from error
 
     def _encoded_pictures(self, dataset: Any) -> Any:
         """The data set reduced to its pictures, not decoded."""
@@ -118,21 +103,27 @@ class HuggingFace:
         content: bytes | None = encoded["bytes"]
         return Path(encoded["path"]).read_bytes() if content is None else content
 
-    def _read_labels(self, dataset: Any, column: str) -> None:
-        values = list(dataset[column])
-        values = [values[row] for row in self._rows]
-        declared = getattr(dataset.features[column], "names", None)
-        for row, value in zip(self._rows, values, strict=True):
-            # A class label of -1 is how unlabelled splits are published.
-            if not isinstance(value, int | str) or (declared and value not in range(len(declared))):
-                raise UserError(
-                    f"data.source.label_column={column} of {self.path} has no class in row {row} but {value!r}: choose "
-                    "another split or column, or set data.source.label_column=null"
-                )
-        classes = list(range(len(declared))) if declared else sorted(set(values))
-        labels = {value: label for label, value in enumerate(classes)}
-        self.class_names = tuple(declared or map(str, classes))
-        self._labels = [labels[value] for value in values]
+    def _read_labels(self, dataset: Any, column: str, rows: list[int]) -> list[int]:
+        """Number the classes of ``rows``, and return those rows that have one.
+
+        Raises:
+            UserError: a value is no class, or too many are missing.
+        """
+        values, declared = list(dataset[column]), getattr(dataset.features[column], "names", None)
+        where = f"data.source.label_column={column} of {self.path}, row"
+        classes = {row: class_of(values[row], f"{where} {row},") for row in rows}
+        if declared:  # a class label of -1 is how unlabelled splits are published
+            classes = {row: value if value in range(len(declared)) else None for row, value in classes.items()}
+        without = [f"row {row} ({values[row]!r})" for row in rows if classes[row] is None]
+        mend = (
+            "choose another split or column, set data.source.label_column=null, or raise data.source.max_bad_fraction"
+        )
+        report(self.path, len(rows), without, self.max_bad_fraction, what=f"have no class in {column}", mend=mend)
+        found = {row: value for row, value in classes.items() if value is not None}
+        self.class_names, self._labels = numbered(list(found.values()))
+        if declared:
+            self.class_names, self._labels = tuple(declared), [int(value) for value in found.values()]
+        return list(found)
 
     def _read_captions(self, dataset: Any, column: str) -> None:
         values = list(dataset[column])

@@ -97,6 +97,17 @@ def _a_file(world: World) -> list[str]:
     return world.first_stage(root=world.pictures / "zero" / "000.png")
 
 
+def _captions(world: World, *rows: str) -> list[str]:
+    table = world.empty / "c.csv"
+    table.write_text("\n".join(["file,caption", *rows]))
+    return world.latent_diffusion("condition=caption", f"data.captions={table}")
+
+
+def _compressed(world: World) -> list[str]:
+    (world.empty / "pictures.tar.gz").touch()
+    return world.first_stage(root=world.empty / "pictures.tar.gz")
+
+
 def _mostly_corrupt(world: World) -> list[str]:
     root = world.folder("corrupt")
     for number, file in enumerate(sorted((world.pictures / "zero").glob("*.png"))[:20]):
@@ -348,6 +359,13 @@ MISTAKES: dict[str, tuple[Callable[[World], list[str]], list[str]]] = {
     "first stage is a second stage": (lambda w: w.latent_diffusion(f"first_stage.run={w.second}"), ["first_stage"]),
     "no classes": (_unlabelled, ["no classes", "condition=none"]),
     "no captions": (lambda w: w.latent_diffusion("condition=caption"), ["no captions", "data.captions"]),
+    "captions nowhere": (
+        lambda w: w.latent_diffusion("condition=caption", "data.captions=no.csv"),
+        ["neither below data.root", "nor in the current folder", "no.csv"],
+    ),
+    "a caption with a comma": (lambda w: _captions(w, "zero/000.png,red, green"), ["c.csv:2", "in quotes"]),
+    "captions of few pictures": (lambda w: _captions(w, "zero/000.png,red"), ["79 of 80", "max_uncaptioned"]),
+    "pictures compressed as a whole": (_compressed, ["compressed as a whole", ".zip"]),
     "patch does not divide": (lambda w: w.latent_diffusion("denoiser.patch=3"), ["3x3", "patch=1"]),
     "eps on pure noise": (lambda w: w.latent_diffusion("prediction=epsilon"), ["epsilon", "prediction=velocity"]),
     "not a probability": (lambda w: w.latent_diffusion("objective.condition_dropout=2"), ["condition_dropout=2"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ldm_lightning.errors import UserError
 
 
 def folder(root: Path, captions: str | None, content: str | bytes = "", **options: object) -> ImageFolder:
-    if captions is not None and captions != ".txt":
+    if captions is not None and captions not in (".txt", ".json"):
         (root / captions).write_bytes(content if isinstance(content, bytes) else content.encode())
     source = ImageFolder(str(root), captions, **options)  # type: ignore[arg-type]
     source.prepare()
@@ -39,6 +40,8 @@ def texts(source: ImageFolder) -> list[tuple[str, ...]]:
         ("metadata.csv", "file_name\ttext\n1.png\tone\n2.png\ttwo\n1.png\tuno\n"),
         ("c.csv", "file,caption\n1.png,one\n2.png,two\n1.png,uno\n".encode("utf-16")),
         ("metadata.jsonl", '{"file_name": "1.png", "text": ["one", "uno"]}\n{"file_name": "2.png", "text": "two"}\n'),
+        ("c.jsonl", '{"file": "1.png", "caption": ["one", null, "uno"]}\r\n{"file": "2.png", "caption": "two"}'),
+        ("c.csv", "file,caption\r1.png,one\r2.png,two\r1.png,uno\r"),
     ],
 )
 def test_several_captions_and_the_spellings_of_others(
@@ -64,11 +67,46 @@ def test_a_text_file_beside_each_picture(pictures: Callable[..., Path]) -> None:
         folder(root, ".txt")
 
 
+def test_an_object_beside_each_picture(pictures: Callable[..., Path]) -> None:
+    root = pictures("1.png", "2.png", "3.png")
+    for name, content in (("1", {"caption": ["one", "uno"]}), ("2", {"text": "two"}), ("3", {"url": "x"})):
+        (root / f"{name}.json").write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match=r"1 of 3 pictures have no caption: 3\.png"):
+        source = folder(root, ".json")
+    assert texts(source) == [("one", "uno"), ("two",), ()]
+    for wrong, message in (("[1]", "holds no object"), ("{", "is no JSON"), ('{"caption": {}}', "no caption but {}")):
+        (root / "2.json").write_text(wrong)
+        with pytest.raises(UserError, match=rf"2\.json .*{message}"):
+            folder(root, ".json")
+
+
 def test_latin_1_is_read_when_it_is_named(pictures: Callable[..., Path]) -> None:
     root, content = pictures("1.png"), "file,caption\n1.png,Hündchen\n".encode("latin-1")
     with pytest.raises(UserError, match=r"not in UTF-8.*data\.source\.encoding=latin-1"):
         folder(root, "c.csv", content)
     assert texts(folder(root, "c.csv", content, encoding="latin-1")) == [("Hündchen",)]
+    for encoding in ("no-such", "undefined"):
+        with pytest.raises(UserError, match=rf"not in {encoding} "):
+            folder(root, "c.csv", content, encoding=encoding)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(pictures: Callable[..., Path]) -> None:
+    root, content = pictures("1.png"), "\ufefffile,caption\n1.png,one\n"
+    for encoding in ("utf-8", "utf-16-le"):
+        assert texts(folder(root, "c.csv", content.encode(encoding), encoding=encoding)) == [("one",)]
+
+
+def test_what_only_python_takes_for_the_end_of_a_line_stands_in_captions(pictures: Callable[..., Path]) -> None:
+    text = "one\u2028two\x85three"
+    row = json.dumps({"file": "1.png", "caption": text}, ensure_ascii=False)
+    assert texts(folder(pictures("1.png"), "c.jsonl", row)) == [(text,)]
+
+
+def test_a_table_may_name_pictures_as_seen_from_its_own_folder(pictures: Callable[..., Path]) -> None:
+    """As the ``metadata.csv`` of Hugging Face does; as seen from the root comes first."""
+    root = pictures("1.png", "train/1.png", "train/2.png")
+    rows = "file_name,text\n1.png,root\n2.png,two\ntrain/1.png,one\n"
+    assert texts(folder(root, "train/metadata.csv", rows)) == [("root",), ("one",), ("two",)]
 
 
 @pytest.mark.parametrize(
@@ -76,13 +114,19 @@ def test_latin_1_is_read_when_it_is_named(pictures: Callable[..., Path]) -> None
     [
         ("c.csv", "file,caption\n1.png,a red, green and blue thing\n", r"c\.csv:2 has more fields.*in quotes"),
         ("c.csv", "file,caption,who\n1.png,one\n", r"c\.csv:2 has fewer fields"),
+        ("c.csv", "file,caption,caption\n1.png,one,uno\n", "two columns are called 'caption'"),
+        ("c.csv", "file,caption\n1.png,one\n".encode("utf-16-le"), "without its byte order mark.*utf-16-le"),
+        ("c.jsonl", "[1, 2]\n", "line 1 holds no object"),
+        ("c.csv", "\nfile,caption\n1.png,one\n", "only an empty header"),
         ("c.csv", "file,caption\n", "holds no captions below its header"),
         ("c.jsonl", '{"file": "1.png", "caption": {"en": "one"}}\n', r"column 'caption', holds no caption but \{'en'"),
         ("c.jsonl", '{"file": "1.png", "caption": ["one", 2]}\n', r"holds no caption but \['one', 2\]"),
         ("c.jsonl", '{"file": "1.png", "caption": 5}\n', "holds no caption but 5"),
     ],
 )
-def test_what_is_no_caption_is_refused(pictures: Callable[..., Path], name: str, content: str, message: str) -> None:
+def test_what_is_no_caption_is_refused(
+    pictures: Callable[..., Path], name: str, content: str | bytes, message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         folder(pictures("1.png"), name, content)
     assert "\n" not in str(caught.value)
@@ -113,7 +157,13 @@ def test_a_table_is_looked_for_below_the_root_and_then_here(
     source = ImageFolder(str(root), "c.csv")
     source.prepare()
     assert source.captions(0) == ("here",)
-    assert texts(folder(root, "c.csv", "file,caption\n1.png,below\n")) == [("below",)]
+    with pytest.warns(UserWarning, match=r"read from .*pictures/c\.csv, which differs from .*here/c\.csv"):
+        source = folder(root, "c.csv", "file,caption\n1.png,below\n")
+    assert texts(source) == [("below",)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.chdir(root)
+        assert texts(folder(root, "c.csv", "file,caption\n1.png,same\n")) == [("same",)]
 
 
 def test_cutting_is_announced(pictures: Callable[..., Path]) -> None:

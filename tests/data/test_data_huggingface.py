@@ -103,14 +103,81 @@ def test_wrong_columns(table, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_unlabelled_split(table):
-    path = table([8] * 2, {"label": datasets.ClassLabel(names=["a", "b"])}, label=[0, -1])
-    with pytest.raises(UserError, match=r"no class in row 1 but -1.*label_column=null"):
+def test_rows_without_a_class_are_left_out(table):
+    path = table([8] * 3, {"label": datasets.ClassLabel(names=["a", "b"])}, label=[0, -1, 1])
+    source = HuggingFace(path)
+    with pytest.warns(UserWarning, match=r"1 of 3 pictures have no class in label: row 1 \(-1\); they are left out"):
+        source.prepare()
+    assert (source.class_names, [source.label(i) for i in range(len(source))]) == (("a", "b"), [0, 1])
+    with pytest.raises(UserError, match=r"1 of 3 .*label_column=null"):
+        HuggingFace(path, max_bad_fraction=0).prepare()
+
+
+def test_an_unlabelled_split(table):
+    path = table([8] * 2, {"label": datasets.ClassLabel(names=["a", "b"])}, label=[-1, -1])
+    with pytest.raises(UserError, match=r"2 of 2 pictures have no class.*row 0 \(-1\).*label_column=null"):
+        HuggingFace(path, max_bad_fraction=1).prepare()
+
+
+def test_classes_are_whole_numbers(table, noise):
+    double = {"label": datasets.Value("float64")}
+    path = table([8] * 4, double, label=[10.0, None, 9.0, 10.0], text=["a", "b", "c", "d"])
+    source = HuggingFace(path, caption_column="text")
+    with pytest.warns(UserWarning, match=r"1 of 4 pictures have no class"):
+        source.prepare()
+    assert (source.class_names, [source.label(i) for i in range(3)]) == (("9", "10"), [1, 0, 1])
+    assert [source.captions(i) for i in range(3)] == [("a",), ("c",), ("d",)]
+    assert np.array_equal(source.picture(1), noise(2, (8, 8)))
+
+
+def test_a_class_is_no_fraction(table):
+    path = table([8] * 2, {"label": datasets.Value("float64")}, label=[1.0, 1.5])
+    with pytest.raises(UserError, match=r"row 1, holds no class but 1\.5.*label_column=null"):
         HuggingFace(path).prepare()
 
 
-def test_missing_folder(tmp_path):
+@pytest.mark.parametrize("of_splits", [False, True])
+def test_what_save_to_disk_leaves(table, tmp_path, of_splits):
+    labels, texts = [3, 1, 3], ["a", "b", "c"]
+    data = datasets.Dataset.from_parquet(table([8] * 3, label=labels, text=texts) + "/train.parquet")
+    data = data.with_format("torch")  # which is saved along
+    (datasets.DatasetDict(train=data, test=data.select([2, 1])) if of_splits else data).save_to_disk(tmp_path / "saved")
+    source = HuggingFace(str(tmp_path / "saved"), split="test" if of_splits else "train", caption_column="text")
+    source.prepare()
+    rows = [2, 1] if of_splits else [0, 1, 2]
+    assert [source.captions(i) for i in range(len(source))] == [(texts[row],) for row in rows]
+    assert [source.class_names[source.label(i)] for i in range(len(source))] == [str(labels[row]) for row in rows]
+    if of_splits:
+        with pytest.raises(UserError, match=r"split=tset is none of train, test .*did you mean 'test'"):
+            HuggingFace(str(tmp_path / "saved"), split="tset").prepare()
+
+
+def test_one_arrow_file(table, tmp_path):
+    data = datasets.Dataset.from_parquet(table([8] * 3, label=[0, 1, 2]) + "/train.parquet")
+    data.save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    source = HuggingFace(str(file))
+    source.prepare()
+    assert [source.label(i) for i in range(3)] == [0, 1, 2]
+
+
+def test_an_archive_is_read_elsewhere(tmp_path):
+    (tmp_path / "x.tar").touch()
+    with pytest.raises(UserError, match=r"is an archive: use data=image_folder data\.root=.*x\.tar"):
+        HuggingFace(str(tmp_path / "x.tar")).prepare()
+
+
+def test_no_script_of_a_data_set_is_run(tmp_path):
+    (tmp_path / "set").mkdir()
+    mark = tmp_path / "ran"
+    (tmp_path / "set" / "set.py").write_text(f"open({str(mark)!r}, 'w')")
     with pytest.raises(UserError, match="could not be loaded"):
+        HuggingFace(str(tmp_path / "set")).prepare()
+    assert not mark.exists()
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(UserError, match=r"data\.source\.path=.*nowhere does not exist"):
         HuggingFace(str(tmp_path / "nowhere")).prepare()
 
 
