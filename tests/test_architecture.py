@@ -20,7 +20,7 @@ ROOT = Path(ldm_lightning.__file__).parent
 LONGEST = 450  # lines
 
 LEAVES = {"errors", "rng", "artifact", "output", "precision"}
-# Beside itself and the leaves, a room may import these; the command line may import everything.
+# Beside itself and the leaves, a room may import these; the command line may import everything, and nobody imports it.
 MAY_IMPORT = {
     "nn": set(),
     "latent": set(),
@@ -29,24 +29,32 @@ MAY_IMPORT = {
     "data": set(),
     "loggers": set(),
     "training": {"latent", "diffusion", "metrics", "data.batch"},
-    "callbacks": {"metrics", "loggers", "data.batch"},
+    "callbacks": {"metrics", "loggers", "evaluation", "data.batch"},
     "diagnosis": {"latent"},
-}
+    "interop": {"nn", "latent"},
+    "evaluation": {"latent", "diffusion", "metrics", "data.batch"},
+    "benchmark": {"nn", "diffusion", "data"},
+    "experiment": {
+        "nn", "latent", "diffusion", "metrics", "data", "loggers", "training", "callbacks", "diagnosis", "interop",
+        "evaluation",
+    },
+}  # fmt: skip
+CONFIGURED = {"experiment", "cli"}  # know Hydra and OmegaConf
 MATHEMATICS = {"nn", "latent", "diffusion", "metrics"}
 MATHEMATICS_NEEDS = {"torch", "torchmetrics", "numpy"}
-KNOW_LIGHTNING = {"data.datamodule", "training", "callbacks", "loggers", "cli"}
-# What reads a configuration that somebody else may have written: in `cli` only by way of `cli.saved`, which checks it.
+KNOW_LIGHTNING = {"data.datamodule", "training", "callbacks", "loggers", "experiment", "cli"}
+# What reads a configuration that somebody else may have written: only by way of `experiment.saved`, which checks it.
 UNCHECKED = {
     "ldm_lightning.artifact",
     "ldm_lightning.artifact.read_artifact",
     "ldm_lightning.artifact.read_manifest",
-    "ldm_lightning.cli.run_folder",
-    "ldm_lightning.cli.run_folder.read_config",
+    "ldm_lightning.experiment.run_folder",
+    "ldm_lightning.experiment.run_folder.read_config",
     "ldm_lightning.data.latent_files",
     "ldm_lightning.data.latent_files.read_manifest",
 }
-CHECKS = {"cli.saved"}
-WEIGHTS_ONLY = {"cli.train", "cli.import_"}  # of their own run, whose configuration is not looked at
+CHECKS = {"experiment.saved"}
+WEIGHTS_ONLY = {"experiment.train", "cli.import_"}  # of their own run, whose configuration is not looked at
 CORE = {  # what a plain install brings; extras are imported inside the functions that need them
     "numpy", "omegaconf", "hydra", "PIL", "pytorch_lightning", "rich", "safetensors", "torch", "torchmetrics", "tqdm",
     "wandb", "yaml",
@@ -86,14 +94,14 @@ def violations(module: str, source: str) -> list[str]:
             if room != "cli" and not within(inside, allowed) and inside != "__version__":
                 found.append(f"{module} imports {name}: not this room's business")
             unchecked = UNCHECKED - ({"ldm_lightning.artifact.read_artifact"} if module in WEIGHTS_ONLY else set())
-            if room == "cli" and module not in CHECKS and name in unchecked:
-                found.append(f"{module} imports {name}: read what others may have written by cli.saved")
+            if room in CONFIGURED and module not in CHECKS and name in unchecked:
+                found.append(f"{module} imports {name}: read what others may have written by experiment.saved")
         elif top in sys.stdlib_module_names:
             continue
         elif top == "lightning":
             found.append(f"{module} imports {name}: the package is called pytorch_lightning")
-        elif top in {"hydra", "omegaconf"} and room != "cli":
-            found.append(f"{module} imports {name}: configuration belongs to cli")
+        elif top in {"hydra", "omegaconf"} and room not in CONFIGURED:
+            found.append(f"{module} imports {name}: configuration belongs to experiment and cli")
         elif top == "pytorch_lightning" and not within(module, KNOW_LIGHTNING):
             found.append(f"{module} imports {name}: does not know Lightning")
         elif at_module_level and top not in CORE:
@@ -226,9 +234,13 @@ LAZY = "def f():\n    {}\n"
         ("__main__", "from ldm_lightning.training import first_stage"),
         ("cli.sample", "from ldm_lightning.artifact import read_artifact"),
         ("cli.sample", "from ldm_lightning import artifact"),
-        ("cli.train", "from ldm_lightning.artifact import read_manifest"),
-        ("cli.doctor", LAZY.format("from ldm_lightning.cli.run_folder import read_config")),
-        ("cli.latent_data", "from ldm_lightning.data.latent_files import read_manifest as read"),
+        ("experiment.train", "from ldm_lightning.artifact import read_manifest"),
+        ("experiment.build", "from ldm_lightning.cli.places import check_places"),
+        ("evaluation.latent_diffusion", "from omegaconf import DictConfig"),
+        ("evaluation.latent_diffusion", "from ldm_lightning.data.datamodule import DataModule"),
+        ("interop.diffusers_format", "from ldm_lightning.experiment import build"),
+        ("cli.doctor", LAZY.format("from ldm_lightning.experiment.run_folder import read_config")),
+        ("experiment.latent_data", "from ldm_lightning.data.latent_files import read_manifest as read"),
         ("cli.train", "import lightning"),
         ("cli.train", "import torchvision"),
         ("cli.train", "from .launch import launch"),
@@ -251,8 +263,8 @@ def test_every_offence_is_reported(module, source):
         ("training.first_stage", "from ldm_lightning.data import batch\nfrom ldm_lightning.latent import scale"),
         ("callbacks.gallery", "from ldm_lightning.loggers import media\nfrom ldm_lightning.data.batch import Batch"),
         ("callbacks.gallery", "import pytorch_lightning as pl\nfrom ldm_lightning import __version__"),
-        ("cli.saved", "from ldm_lightning import artifact\nfrom ldm_lightning.cli import run_folder"),
-        ("cli.train", "from ldm_lightning.artifact import copy_artifact, read_artifact"),
+        ("experiment.saved", "from ldm_lightning import artifact\nfrom ldm_lightning.experiment import run_folder"),
+        ("experiment.train", "from ldm_lightning.artifact import copy_artifact, read_artifact"),
         ("cli.train", "import hydra\nfrom ldm_lightning.training import first_stage\nimport ldm_lightning"),
         ("__main__", "from ldm_lightning.cli import main"),
     ],

@@ -42,7 +42,7 @@ def test_the_wheel_holds_the_configuration_and_no_tests(site: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_trains_outside_a_checkout(site: Path, tmp_path: Path) -> None:
-    where = "import ldm_lightning, ldm_lightning.cli.hydra_main as h; print(ldm_lightning.__file__, h.conf_dir())"
+    where = "import ldm_lightning, ldm_lightning.experiment.compose as h; print(ldm_lightning.__file__, h.conf_dir())"
     environment = {**os.environ, "PYTHONPATH": str(site)}
     shown = subprocess.run(
         [sys.executable, "-P", "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytorch_lightning as pl
+import torch
 
+from ldm_lightning.evaluation.comparison import Comparison
 from ldm_lightning.metrics.extractor import Extractor
-from ldm_lightning.metrics.frechet import FrechetDistance
 
 __all__ = ["FrechetDuringTraining"]
 
@@ -26,7 +27,7 @@ class FrechetDuringTraining(pl.Callback):
     """
 
     def __init__(self, extractor: Extractor, n: int = 1000, every_n_validations: int = 1, seed: int = 1) -> None:
-        self.metric = FrechetDistance(extractor, keep_reference=True)
+        self.comparison = Comparison([extractor], keep_reference=True)
         self.n, self.seed = n, seed
         self.every_n_validations = every_n_validations
         self.validations = 0
@@ -42,16 +43,18 @@ class FrechetDuringTraining(pl.Callback):
         self.validations += 1
         if self.validations % self.every_n_validations:
             return
-        metric = self.metric.to(pl_module.device)
-        new = not metric.real_count
+        comparison = self.comparison.to(pl_module.device)
+        new = not comparison.has_reference
         for batch in trainer.datamodule.loader("validation", limit=self.n):  # type: ignore[attr-defined]
             real = batch.to(pl_module.device)
             if new:
-                metric.update(real.x, real=True)
-            metric.update(pl_module.sample(real.index, real.condition, self.seed), real=False)  # type: ignore[operator]
-        distance = metric.compute()  # on all ranks together
-        pl_module.log(f"val/{metric.label}", distance)
-        metric.reset()
+                comparison.update(real.x, real=True)
+            samples = pl_module.sample(real.index, real.condition, self.seed)  # type: ignore[operator]
+            comparison.update(samples, real=False)
+        figures = comparison.compute()  # on all ranks together
+        for label, value in figures.items():
+            pl_module.log(f"val/{label}", torch.tensor(value, dtype=torch.float64, device=pl_module.device))
+        comparison.reset()
 
     def state_dict(self) -> dict[str, int]:
         """How many validations there have been."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ldm_lightning import __version__
-from ldm_lightning.cli.best import FOLDER, announce_stale
-from ldm_lightning.cli.result import check_result, publish
-from ldm_lightning.cli.run_folder import output_folder
-from ldm_lightning.cli.saved import read_config, read_manifest
 from ldm_lightning.diagnosis import Run, Verdict, diagnose
+from ldm_lightning.experiment.best import FOLDER, announce_stale
+from ldm_lightning.experiment.result import check_result, publish
+from ldm_lightning.experiment.run_folder import output_folder
+from ldm_lightning.experiment.saved import read_config, read_manifest
 from ldm_lightning.loggers.csv_log import read_metrics
 
 __all__ = ["main", "read_run"]

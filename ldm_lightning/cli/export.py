@@ -13,12 +13,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm_lightning.cli import build
-from ldm_lightning.cli.best import announce_stale
-from ldm_lightning.cli.diffusers_format import model_of, write_model
-from ldm_lightning.cli.run_folder import check_writable
-from ldm_lightning.cli.saved import read_artifact
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment import build
+from ldm_lightning.experiment.best import announce_stale
+from ldm_lightning.experiment.run_folder import check_writable
+from ldm_lightning.experiment.saved import read_artifact
+from ldm_lightning.interop.diffusers_format import model_of, write_model
 
 __all__ = ["main"]
 

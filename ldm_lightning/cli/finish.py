@@ -1,135 +1,17 @@
-"""``ldm finish``: the model of a run from one of its checkpoints, without training on.
-
-For a run whose best validation lies before its end, and for one that was stopped and will not go on. What it writes is
-what the end of training writes: averaged weights and, for a first stage, the statistics of its latents.
-"""
+"""``ldm finish``: the model of a run from one of its checkpoints, without training on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from omegaconf import DictConfig
 
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
-
-from ldm_lightning.callbacks.checkpoint_files import BEST, damage, newest, read_state
-from ldm_lightning.callbacks.ema import Ema
-from ldm_lightning.callbacks.export import write_model
-from ldm_lightning.cli import build
-from ldm_lightning.cli.best import FOLDER, identity
-from ldm_lightning.cli.denoiser import denoiser, fill
-from ldm_lightning.cli.run_folder import check_writable, lock
-from ldm_lightning.cli.saved import read_config, read_manifest
-from ldm_lightning.cli.trained import device, without_judges
-from ldm_lightning.data.batch import Batch
-from ldm_lightning.errors import UserError, nearest
-from ldm_lightning.loggers.csv_log import read_metrics
+from ldm_lightning.experiment.finish import finish
 
 __all__ = ["main"]
-
-_PLACES = {"best": f"{FOLDER}/export", "last": "export"}
-_LEARNED = {"first_stage": "autoencoder.", "latent_diffusion": "denoiser.network."}  # what an artifact holds of a stage
-_MOST = 64  # pictures at once; a run's own batch may have been that of many devices
 
 
 def main(config: DictConfig) -> None:
     """Write the model, and say of which step it is."""
-    if config.checkpoint not in _PLACES:
-        mend = nearest(str(config.checkpoint), _PLACES)
-        raise UserError(f"checkpoint={config.checkpoint} is none of {', '.join(_PLACES)}{mend}")
-    run = Path(config.run).absolute()
-    plain = read_config(run)
-    folder = run / _PLACES[config.checkpoint]
-    check_writable(folder, "make it writable")
-    path = _checkpoint(run, config.checkpoint)
-    state = read_state(path)
-    step: int = state["global_step"]
-    exported = config.checkpoint == "last" and (folder / "manifest.json").exists()
-    if exported and (there := read_manifest(folder)["step"]) > step:
-        raise UserError(f"{folder} holds the model of step {there}, which is later than step {step} of {path.name}")
-    trained = OmegaConf.create(plain)
-    if "run" in trained.first_stage and not (run / "first_stage").is_dir():
-        raise UserError(f"{run / 'first_stage'} is lost: copy the first stage's export folder there")
-    folder.parent.mkdir(exist_ok=True)
-    with lock(folder.parent):  # the run's own only where it writes as well
-        weights = _weights(state, trained, path)
-        if trained.stage == "first_stage":
-            details = _measured(weights, trained, config.root, path)
-        else:
-            details = {}
-            fill(denoiser(trained).network, weights, str(path))  # what does not fit is said now, not by the next verb
-        metrics = _metrics(run, step)
-        facts = {"config": plain, "step": step, "metrics": metrics, "checkpoint": identity(path)}
-        write_model(folder, trained.stage, weights, {**facts, **details}, run / "first_stage")
-    loss = f", val/loss {metrics['val/loss']:.4g}" if "val/loss" in metrics else ""
-    print(f"model of step {step}{loss} ({path.name}): {folder}")
-    print(f"use it: run={folder.parent}")
-
-
-def _checkpoint(run: Path, which: str) -> Path:
-    """The file to read."""
-    folder = run / "checkpoints"
-    if not any(folder.glob("*.ckpt")):
-        begun = (
-            "an imported first stage, whose model is in export" if (run / "export").is_dir() else "no step was saved"
-        )
-        raise UserError(f"{run} holds no checkpoints ({begun}): there is nothing to finish")
-    best = folder / BEST
-    if which == "best" and not best.exists():
-        raise UserError(f"{run} holds no best checkpoint, which is saved after a validation: take checkpoint=last")
-    if which == "last":
-        path, wrong = newest(folder)
-    else:
-        reason = damage(best)
-        path, wrong = (best, {}) if reason is None else (None, {best: reason})
-    if path is None:
-        why = "; ".join(f"{file} {reason}" for file, reason in wrong.items()) or f"{folder} holds none"
-        other = "best" if which == "last" else "last"
-        raise UserError(f"there is no whole {which} checkpoint ({why}): try checkpoint={other}, or train again")
-    return path
-
-
-def _weights(state: dict[str, Any], trained: DictConfig, path: Path) -> dict[str, Tensor]:
-    """The weights of the stage as its artifact holds them, averaged where the run keeps an average."""
-    weights: dict[str, Tensor] = dict(state["state_dict"])
-    for node in filter(None, trained.callbacks.values()):
-        if node._target_ == f"{Ema.__module__}.{Ema.__qualname__}":
-            kept = state["callbacks"].get(Ema.__qualname__)
-            if kept is None:
-                raise UserError(
-                    f"{path} keeps no average, which its config.yaml asks for: bring the old config.yaml back"
-                )
-            average = kept["average"]
-            weights |= {f"{node.module}.{name}": value for name, value in average.items()}
-    prefix = _LEARNED[trained.stage]
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def _measured(weights: dict[str, Tensor], trained: DictConfig, root: str | None, path: Path) -> dict[str, Any]:
-    """The statistics of a first stage's latents."""
-    module = build.first_stage(without_judges(trained)).eval()
-    fill(module.autoencoder, weights, str(path))
-    pictures = _pictures(trained, root)
-    _, _, details = module.to(device()).artifact(lambda: pictures)
-    return details
-
-
-def _pictures(trained: DictConfig, root: str | None) -> Iterable[Batch]:
-    """What a first stage measures its latents on: the very pictures that it was trained on."""
-    build.move_pictures(trained, root)
-    trained.data.batch_size = min(trained.data.batch_size, _MOST)
-    data = build.data_module(trained)
-    if data.fingerprint != trained.derived.data:
-        raise UserError(
-            f"the pictures in {trained.data.get('root')} are not those that this run was trained on, on which its "
-            "latents are measured: bring the old ones back, or give their folder by root=..."
-        )
-    return data.loader("train", trained.statistics_pictures)
-
-
-def _metrics(run: Path, step: int) -> dict[str, float]:
-    """The last value of every metric that was logged within the first ``step`` steps."""
-    curves = read_metrics(run / "metrics.csv") if (run / "metrics.csv").is_file() else {}
-    known = {name: [value for at, value in points if at < step] for name, points in curves.items()}
-    return {name: values[-1] for name, values in known.items() if values}
+    done = finish(config.run, config.checkpoint, config.root)
+    loss = f", val/loss {done.metrics['val/loss']:.4g}" if "val/loss" in done.metrics else ""
+    print(f"model of step {done.step}{loss} ({done.checkpoint.name}): {done.folder}")
+    print(f"use it: run={done.folder.parent}")

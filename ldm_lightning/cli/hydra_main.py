@@ -31,11 +31,12 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from ldm_lightning.cli.arguments import split_arguments
 from ldm_lightning.cli.places import check_places
 from ldm_lightning.cli.sweep import Failures, is_sweep
-from ldm_lightning.cli.trainer import check_trainer
-from ldm_lightning.cli.trust import trusting
 from ldm_lightning.errors import UserError, causes, first_line, is_disk_full, nearest
+from ldm_lightning.experiment.compose import compose, conf_dir
+from ldm_lightning.experiment.trainer_rules import check_trainer
+from ldm_lightning.experiment.trust import trusting
 
-__all__ = ["conf_dir", "explain", "run"]
+__all__ = ["explain", "run"]
 
 _PLACES = {"run", "runs", "root", "output", "pictures", "source"}  # keys of verbs that name files
 _BUILDERS = ("train", "import", "benchmark")  # verbs that build what their own command line names
@@ -62,12 +63,6 @@ _HYDRA_OVERRIDES = [
     "+hydra.callbacks.keep_multirun._target_=ldm_lightning.cli.multirun.KeepMultirun",
     "+hydra.callbacks.begin._target_=ldm_lightning.cli.sweep.Begin",
 ]
-
-
-def conf_dir() -> Path:
-    """Absolute path of the shipped configuration: inside an installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 def _keys(verb: str) -> str:
@@ -261,17 +256,9 @@ def _unknown_key(error: ConfigCompositionException, verb: str, overrides: list[s
     return f"there is no configuration key '{key}'{mend}"
 
 
-def _composed(verb: str, overrides: list[str]) -> DictConfig:
-    try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra.compose(verb, overrides)
-    finally:
-        GlobalHydra.instance().clear()
-
-
 def _composes(verb: str, overrides: list[str]) -> bool:
     try:
-        _composed(verb, overrides)
+        compose(verb, overrides)
     except ConfigCompositionException:
         return False
     return True
@@ -283,7 +270,7 @@ def _known_keys(verb: str, unknown: str, overrides: list[str]) -> list[str]:
     while True:
         usable = [text for text in usable if re.split("[=+~@]", text.lstrip("+~"))[0] != unknown]
         try:
-            return list(_flat(OmegaConf.to_container(_composed(verb, usable), resolve=False)))
+            return list(_flat(OmegaConf.to_container(compose(verb, usable), resolve=False)))
         except ConfigCompositionException as other:
             match = re.search(r"[Cc]ould not override '([^']+)'", str(other))
             if match is None or match.group(1) == unknown:

@@ -17,16 +17,15 @@ from omegaconf import DictConfig, open_dict
 
 from ldm_lightning.artifact import read_artifact
 from ldm_lightning.callbacks.export import Export
-from ldm_lightning.cli import build
-from ldm_lightning.cli.diffusers_format import autoencoder_node, import_weights, read_model
-from ldm_lightning.cli.latent_data import adopt
-from ldm_lightning.cli.launch import make_trainer, settle
-from ldm_lightning.cli.places import check_place
-from ldm_lightning.cli.run_folder import claim, lock, write_log
-from ldm_lightning.cli.schema import check, check_numbers
-from ldm_lightning.cli.trust import vetted
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment import build
+from ldm_lightning.experiment.latent_data import adopt
+from ldm_lightning.experiment.launch import make_trainer, settle
+from ldm_lightning.experiment.run_folder import check_place, claim, lock, write_log
+from ldm_lightning.experiment.schema import check, check_numbers
+from ldm_lightning.experiment.trust import vetted
+from ldm_lightning.interop.diffusers_format import autoencoder_node, import_weights, read_model
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.nn.conv_codec import check_size
 from ldm_lightning.training.first_stage import FirstStage

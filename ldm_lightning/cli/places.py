@@ -11,11 +11,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.artifact import check_finished
-from ldm_lightning.cli.run_folder import check_begun, check_length, first_stage_of
 from ldm_lightning.cli.sweep import is_sweep
-from ldm_lightning.errors import UserError, no_such_place
+from ldm_lightning.errors import no_such_place
+from ldm_lightning.experiment.run_folder import check_begun, check_place, first_stage_of
+from ldm_lightning.interop.hub import check_source, looks_local
 
-__all__ = ["check_place", "check_places", "check_source"]
+__all__ = ["check_places"]
 
 _OF_BEGUN_RUNS = ("doctor", "finish")  # verbs that take also a run without a model
 
@@ -39,34 +40,6 @@ def check_places(verb: str, config: DictConfig) -> None:
     _check_trained(config)
 
 
-def check_place(config: DictConfig) -> None:
-    """Refuse a seed, a place for the run, or a place of the pictures that cannot be meant."""
-    config.name = config.name if config.name is None else str(config.name)
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32 or not config.name:
-        raise UserError(f"seed={config.seed} and name={config.name}: give a seed from 0 to {2**32 - 1} and a name")
-    if not config.runs or ".." in Path(config.name).parts or Path(config.name).is_absolute():
-        raise UserError(
-            f"runs={config.runs} name={config.name}: a run lies below a folder runs, so name no other place"
-        )
-    check_length(config.name)
-    if OmegaConf.select(config, "data.root") == "":
-        raise UserError("data.root is empty: give the folder of the pictures")
-
-
-def check_source(source: str) -> None:
-    """Check that ``source`` is a folder, or may be a name in the hub.
-
-    Raises:
-        UserError: it is neither.
-    """
-    if not Path(source).is_dir() and (source.count("/") != 1 or _looks_local(source)):
-        raise UserError(f"source={source} is neither a folder nor a name in the hub, such as OWNER/NAME: check it")
-
-
-def _looks_local(place: str) -> bool:
-    return place.startswith((".", "/", "~"))
-
-
 def _check_exists(key: str, place: Any) -> None:
     if isinstance(place, str) and place and not Path(place).expanduser().exists():
         raise no_such_place(key, place)
@@ -77,7 +50,7 @@ def _check_data(config: DictConfig) -> None:
     if _source(config).startswith("ldm_lightning."):
         _check_exists("data.root", _needed(config, "data.root"))
         path = _needed(config, "data.source.path")
-        if isinstance(path, str) and _looks_local(path):  # else it may be a name in the hub
+        if isinstance(path, str) and looks_local(path):  # else it may be a name in the hub
             _check_exists("data.source.path", path)
 
 

@@ -23,9 +23,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm_lightning.cli.arguments import split_arguments
-from ldm_lightning.errors import causes, first_line
+from ldm_lightning.errors import UserError, causes, first_line
+from ldm_lightning.experiment.run_folder import is_first_process
 
-__all__ = ["Begin", "Failures", "changes", "folder_name", "is_sweep", "record"]
+__all__ = ["Begin", "Failures", "changes", "folder_name", "is_sweep", "name_sweep_job", "record"]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.,=+-]*")
 _LONGEST = 200  # characters; folders take 255 bytes, and what is named after a folder is a little longer
@@ -183,3 +184,22 @@ def _take_outcomes() -> list[_Outcome]:
     Path(path).unlink()
     by_number = {outcome.number: outcome for outcome in sorted(read, key=lambda outcome: outcome.cause is not None)}
     return [by_number[number] for number in sorted(by_number)]
+
+
+def name_sweep_job(config: DictConfig) -> None:
+    """Give every job of a sweep a folder of its own, named by what the sweep changes."""
+    if not is_sweep():
+        return
+    import torch  # the places of a command are looked at before
+
+    alone = torch.cuda.device_count() < 2 if config.trainer.devices in ("auto", -1) else config.trainer.devices == 1
+    if not alone and "Basic" in str(HydraConfig.get().launcher._target_):
+        raise UserError(
+            "a sweep over several devices needs a launcher that starts one process per device, such as "
+            "hydra-submitit-launcher: choose it by hydra/launcher=..., or set trainer.devices=1"
+        )
+    overrides = changes()
+    short = folder_name(overrides) or str(HydraConfig.get().job.num)
+    if overrides and short != ",".join(overrides) and is_first_process():
+        record(f"{config.name}/{short}", overrides)
+    config.name = f"{config.name}/{short}"

@@ -268,6 +268,22 @@ class DataModule(pl.LightningDataModule):
             )
         )
 
+    def stream(
+        self, split: str, start: int, stop: int, *, batch_size: int, limit: int | None = None, shuffle_seed: int
+    ) -> Loader:
+        """The same pictures as ``pictures(split, limit, shuffle_seed)[start:stop]``, a batch at a time, on every rank.
+
+        Args:
+            split: ``"train"``, ``"validation"`` or ``"test"``.
+            start: the first of them.
+            stop: the one behind the last.
+            batch_size: pictures at once.
+            limit: as in :meth:`loader`.
+            shuffle_seed: as in :meth:`loader`.
+        """
+        indices = self._chosen(split, limit, shuffle_seed)[start:stop]
+        return self._loader(PictureDataset, EvaluationBatches(indices, batch_size))
+
     def conditions(self, n: int) -> dict[str, torch.Tensor]:
         """Conditions for ``n`` samples to look at: the classes in turn, or the captions of validation pictures in turn.
 

@@ -121,7 +121,19 @@ class LatentDiffusion(pl.LightningModule):
         sampler: Sampler | None = None,
         guidance: Guidance | None = None,
     ) -> Tensor:
-        """Draw pictures (B, C, H, W) in [-1, 1].
+        """Draw pictures (B, C, H, W) in [-1, 1]: what :meth:`sample_latents` draws, decoded."""
+        return self.first_stage.decode(self.sample_latents(index, condition, seed, sampler, guidance))
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        index: Tensor,
+        condition: Mapping[str, Tensor],
+        seed: int,
+        sampler: Sampler | None = None,
+        guidance: Guidance | None = None,
+    ) -> Tensor:
+        """Draw standardized latents (B, c, *space).
 
         Args:
             index: (B,) int64 sample numbers; a sample is a function of its number, its condition and the seed alone.
@@ -144,8 +156,7 @@ class LatentDiffusion(pl.LightningModule):
             denoise = foresee((guidance or self.guidance)(denoiser, condition), sampler, path, z)
             return remembering(denoise, condition[ESTIMATE]) if self.objective.self_conditioning else denoise
 
-        z0 = sampler(observed(self.denoiser, bind, z), path, z, streams)
-        return self.first_stage.decode(z0)
+        return sampler(observed(self.denoiser, bind, z), path, z, streams)
 
     def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
         """Kind, weights and details that sampling needs; no pictures have to be measured for it."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_lightning.cli.trained import load_latent_diffusion
 from ldm_lightning.diffusion.path import BernoulliPath
+from ldm_lightning.experiment.load import load_latent_diffusion
 from ldm_lightning.output import RECORD
 from ldm_lightning.rng import Streams
 from tests.conftest import TINY_LATENT_DIFFUSION, Result

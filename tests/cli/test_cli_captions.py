@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from ldm_lightning.cli.launch import make_absolute
+from ldm_lightning.experiment.launch import make_absolute
 
 
 @pytest.mark.parametrize("root", ["folder", "packed.zip"])

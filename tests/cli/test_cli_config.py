@@ -19,11 +19,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm_lightning.cli import VERBS
-from ldm_lightning.cli.build import DATA_SHORTCUTS
-from ldm_lightning.cli.hydra_main import conf_dir
-from ldm_lightning.cli.schema import check
-from ldm_lightning.cli.trust import vetted
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.build import DATA_SHORTCUTS
+from ldm_lightning.experiment.compose import conf_dir
+from ldm_lightning.experiment.schema import check
+from ldm_lightning.experiment.trust import vetted
 from ldm_lightning.nn.count import parameters
 from tests.conftest import Result
 

@@ -21,9 +21,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ldm_lightning.artifact import read_artifact
-from ldm_lightning.cli import build
-from ldm_lightning.cli.diffusers_format import autoencoder_node, export_weights, import_weights, model_of
-from ldm_lightning.cli.trained import load_first_stage, load_latent_diffusion
+from ldm_lightning.experiment import build
+from ldm_lightning.experiment.load import load_first_stage, load_latent_diffusion
+from ldm_lightning.interop.diffusers_format import autoencoder_node, export_weights, import_weights, model_of
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Gaussian, VectorQuantizer
 from ldm_lightning.rng import Streams

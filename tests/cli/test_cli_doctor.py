@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm_lightning.cli.run_folder import lock
+from ldm_lightning.experiment.run_folder import lock
 from ldm_lightning.loggers.csv_log import read_metrics
 from tests.conftest import TINY_FIRST_STAGE, Result
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ldm_lightning.artifact import read_artifact
-from ldm_lightning.cli.run_folder import lock
+from ldm_lightning.experiment.run_folder import lock
 from tests.conftest import TINY_FIRST_STAGE, Result, refused
 
 Ldm = Callable[..., Result]

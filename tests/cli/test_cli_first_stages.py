@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ldm_lightning.artifact import read_artifact
-from ldm_lightning.cli.trained import load_first_stage, load_latent_diffusion
+from ldm_lightning.experiment.load import load_first_stage, load_latent_diffusion
 from ldm_lightning.latent.bottleneck import VectorQuantizer
 from ldm_lightning.loggers.csv_log import read_metrics
 from ldm_lightning.nn import ConvEncoder

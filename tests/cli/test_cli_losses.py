@@ -9,9 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from ldm_lightning.artifact import read_artifact
-from ldm_lightning.cli import build
-from ldm_lightning.cli.trained import load_first_stage
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment import build
+from ldm_lightning.experiment.load import load_first_stage
 from tests.cli.test_cli_config import compose
 
 TINY = ["first_stage=kl_f4_tiny", "first_stage.autoencoder.encoder.channels=[8,8,8]"]
@@ -70,7 +70,7 @@ def test_a_trained_first_stage_needs_no_training_networks(
     for key in ("loss", "adversary", "regularizers"):
         OmegaConf.update(config.first_stage, key, extra[key], force_add=True)
     artifact.manifest["config"] = OmegaConf.to_container(config)
-    monkeypatch.setattr("ldm_lightning.cli.trained.read_artifact", lambda *args: artifact)
+    monkeypatch.setattr("ldm_lightning.experiment.load.read_artifact", lambda *args: artifact)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     trained = load_first_stage(first_stage_run)
     assert trained.module.adversary is None

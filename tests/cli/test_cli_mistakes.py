@@ -793,6 +793,11 @@ def test_a_short_run_reports_what_there_is(world: World, ldm: Callable[..., Resu
 
 
 def test_fewer_pictures_than_asked_for_are_reported(world: World, ldm: Callable[..., Result]) -> None:
-    result = ldm("evaluate", f"run={world.second}", "n=5000", "judge=false", "extractor=tiny")
-    assert result.code == 0
+    result = ldm("evaluate", f"run={world.second}", "n=40", "judge=false", "extractor=tiny", "name=more")
+    assert result.code == 0, result.err
+    assert "40 samples beside 13 real pictures" in result.err
+    measured = json.loads((world.second / "evaluation" / "more.json").read_text())
+    assert "fd_tiny@40_too_few" in measured["figures"]
+    assert (measured["protocol"]["n"], measured["protocol"]["real"]) == (40, 13)
+    result = ldm("evaluate", f"run={world.first}", "n=5000", "name=more")
     assert "measured on n=13 pictures, not on 5000" in result.err

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_lightning.cli.run_folder import lock
+from ldm_lightning.experiment.run_folder import lock
 from ldm_lightning.output import RECORD
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 from tests.conftest import TINY_FIRST_STAGE, Result, refused
@@ -232,13 +232,13 @@ def test_sampling_killed_and_continued_is_never_killed(
     for name in ("000001.png", "000013.png", "000014.png", "grid.png"):
         (tmp_path / "killed" / name).unlink()
     batches: list[list[int]] = []
-    sample = LatentDiffusion.sample
+    sample = LatentDiffusion.sample_latents
 
     def watched(self: LatentDiffusion, index: torch.Tensor, *args: Any) -> torch.Tensor:
         batches.append(index.tolist())
         return sample(self, index, *args)
 
-    monkeypatch.setattr(LatentDiffusion, "sample", watched)
+    monkeypatch.setattr(LatentDiffusion, "sample_latents", watched)
     assert ldm(*command, "batch_size=1", f"output={tmp_path}/killed").code == 0
     assert batches == [list(range(6)), list(range(12, 18))]
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_lightning.cli.run_folder import differences
+from ldm_lightning.experiment.run_folder import differences
 from tests.conftest import TINY_FIRST_STAGE, refused
 
 

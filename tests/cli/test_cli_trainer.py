@@ -14,10 +14,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Timer
 
-from ldm_lightning.cli.hydra_main import conf_dir
-from ldm_lightning.cli.launch import make_trainer, settle
-from ldm_lightning.cli.trainer import check_trainer
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.compose import conf_dir
+from ldm_lightning.experiment.launch import make_trainer, settle
+from ldm_lightning.experiment.trainer_rules import check_trainer
 from tests.conftest import TINY_FIRST_STAGE, Result, refused
 
 MISTAKES = {

@@ -20,10 +20,10 @@ import torch
 import yaml
 
 from ldm_lightning.artifact import copy_artifact
-from ldm_lightning.cli.hydra_main import conf_dir
-from ldm_lightning.cli.trust import trusting, vetted
 from ldm_lightning.data.latent_files import read_manifest
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.compose import conf_dir
+from ldm_lightning.experiment.trust import trusting, vetted
 from tests.conftest import TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result, refused
 
 # A module in the current folder: importing it leaves a mark, and so does what is in it.

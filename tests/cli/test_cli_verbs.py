@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from ldm_lightning.artifact import read_manifest
-from ldm_lightning.cli import build
-from ldm_lightning.cli.trained import load_first_stage, load_latent_diffusion
+from ldm_lightning.experiment import build
+from ldm_lightning.experiment.load import load_first_stage, load_latent_diffusion
 from ldm_lightning.metrics.perceptual import ShiftTolerantLpips
 from tests.conftest import TINY_FIRST_STAGE, TINY_LATENT_DIFFUSION, Result
 

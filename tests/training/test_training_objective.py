@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm_lightning.artifact import read_artifact
-from ldm_lightning.cli.denoiser import denoiser
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.denoiser import denoiser
 from ldm_lightning.loggers.csv_log import read_metrics
 from tests.conftest import TINY_LATENT_DIFFUSION, Result
 

@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ldm_lightning.cli import build
-from ldm_lightning.cli.trained import load_first_stage
+from ldm_lightning.experiment import build
+from ldm_lightning.experiment.load import load_first_stage
 from ldm_lightning.rng import Streams
 from tests.conftest import Result
 

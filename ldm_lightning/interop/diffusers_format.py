@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_lightning.cli.places import check_source
 from ldm_lightning.errors import UserError, first_line, needs_extra
+from ldm_lightning.interop.hub import check_source
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Bottleneck, Gaussian, Identity, VectorQuantizer
 from ldm_lightning.nn import ConvEncoder, DeepEncoder, DiffusersEncoder

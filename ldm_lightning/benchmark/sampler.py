@@ -14,21 +14,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ldm_lightning.cli.fit import check_sampler
-from ldm_lightning.cli.hydra_main import conf_dir
-from ldm_lightning.cli.schema import check_numbers
-from ldm_lightning.cli.trained import device
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.path import Path
 from ldm_lightning.diffusion.prediction import Prediction
 from ldm_lightning.diffusion.sampler import AdaptiveODE, Sampler
-from ldm_lightning.errors import UserError, nearest
 from ldm_lightning.nn import ConditionalNetwork, NoCondition
 from ldm_lightning.rng import Streams
 
@@ -59,47 +52,44 @@ class _Counted(nn.Module):
         return answer
 
 
-def measure_samplers(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """One row a sampler of ``conf/sampler`` that walks this path.
+def measure_samplers(
+    samplers: Mapping[str, Sampler],
+    backbone: nn.Module,
+    path: Path,
+    prediction: Prediction,
+    *,
+    shape: tuple[int, ...],
+    batch_size: int,
+    steps: int,
+    rounds: int,
+    device: torch.device,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """One row a sampler, and for the protocol what they were measured with.
 
-    Raises:
-        UserError: an impossible number, or the name of a sampler that is not there.
+    Args:
+        samplers: by name, all for this path.
+        backbone: a network without conditions.
+        path: that is walked.
+        prediction: what the network is taken to predict, one output a latent.
+        shape: (C, *space) of one latent.
+        batch_size: latents at once.
+        steps: of a sampler that does not choose them itself.
+        rounds: how often loop and bare calls take turns; figures are medians.
+        device: where all of it runs.
     """
-    check_numbers(
-        config,
-        {"steps": int, "batch_size": int, "latent_size": int, "rounds": int},
-        {"steps": 1, "batch_size": 1, "latent_size": 1, "rounds": 1},
-    )
-    batch_size = config.batch_size or 16
-    samplers = {file.stem: file for file in sorted((conf_dir() / "sampler").glob("*.yaml"))}
-    for name in config.only or ():
-        if name not in samplers:
-            raise UserError(f"only={name} is no sampler{nearest(name, samplers)} (samplers: {', '.join(samplers)})")
-    path: Path = instantiate(config.path)
-    prediction: Prediction = instantiate(config.prediction)
-    if prediction.outputs_per_channel != 1:
-        raise UserError("a network of one output a latent is measured: choose another prediction, such as epsilon")
-    shape = (config.derived.latent_channels, config.latent_size, config.latent_size)
-    streams = Streams(0, torch.arange(batch_size, device=device()))
+    streams = Streams(0, torch.arange(batch_size, device=device))
     z = path.prior(streams, shape)
-    backbone = instantiate(config.denoiser, vector_width=None, token_width=None)
     networks = {"free": _Free(torch.zeros_like(z)), "real": ConditionalNetwork(backbone, NoCondition())}
-    denoisers = {name: Denoiser(net, path, prediction).eval().to(device()) for name, net in networks.items()}
-    made = {name: instantiate(OmegaConf.load(samplers[name])) for name in config.only or samplers}
-    for name, sampler in list(made.items()):
-        try:
-            check_sampler(sampler, denoisers["free"])
-        except UserError:
-            if config.only:
-                raise
-            del made[name]
+    denoisers = {name: Denoiser(net, path, prediction).eval().to(device) for name, net in networks.items()}
     rows = {}
-    for name, sampler in tqdm(made.items(), desc="benchmark", unit="sampler"):
-        steps = {} if isinstance(sampler, AdaptiveODE) else {"steps": config.steps}  # there they are only a bound
-        rows[name] = _compare(replace(sampler, **steps), denoisers, path, z, streams, rounds=config.rounds)
-    numbers = {"steps": config.steps, "batch_size": batch_size, "rounds": config.rounds}
+    for name, sampler in tqdm(samplers.items(), desc="benchmark", unit="sampler"):
+        chosen = {} if isinstance(sampler, AdaptiveODE) else {"steps": steps}  # there they are only a bound
+        rows[name] = _compare(replace(sampler, **chosen), denoisers, path, z, streams, rounds=rounds)
     parameters = sum(weight.numel() for weight in backbone.parameters())
-    return rows, numbers | {
+    return rows, {
+        "steps": steps,
+        "batch_size": batch_size,
+        "rounds": rounds,
         "latents": "x".join(map(str, shape)),
         "network": f"{type(backbone).__name__}, {parameters} parameters",
         "path": " ".join(str(path).split()),

@@ -15,8 +15,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
-from ldm_lightning.cli.locate import locate
 from ldm_lightning.errors import UserError, nearest
+from ldm_lightning.experiment.locate import locate
 
 __all__ = ["check", "check_numbers"]
 

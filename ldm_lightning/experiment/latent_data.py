@@ -11,10 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ldm_lightning.cli.run_folder import first_stage_of
-from ldm_lightning.cli.saved import read_cache, read_manifest
 from ldm_lightning.data.latents import LatentCache
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.run_folder import first_stage_of
+from ldm_lightning.experiment.saved import read_cache, read_manifest
 
 __all__ = ["FIRST_STAGE", "adopt", "is_cached", "show_pictures"]
 

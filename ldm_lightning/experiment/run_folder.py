@@ -18,12 +18,14 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ldm_lightning.artifact import RECORDED, check_keys, set_aside
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.renamed import renamed
 from ldm_lightning.output import Output
 
 __all__ = [
     "SAME_COMMAND",
     "check_begun",
     "check_length",
+    "check_place",
     "check_writable",
     "claim",
     "differences",
@@ -140,7 +142,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not the configuration of a run: repeat the command that trains it")
     copy = "bring the old one back; export/manifest.json holds a copy as its config, once there is one"
     check_keys(config, RECORDED[config["stage"]], file, copy)
-    return {str(key): value for key, value in config.items()}
+    return renamed({str(key): value for key, value in config.items()})
 
 
 def unlike_best(folder: Path, config: dict[str, Any]) -> str | None:
@@ -175,6 +177,20 @@ def check_length(name: str, spare: int = 0) -> None:
         raise UserError(
             f"name={name[:40]}... has {longest} bytes, and a name takes {_LONGEST - spare}: choose a shorter one"
         )
+
+
+def check_place(config: DictConfig) -> None:
+    """Refuse a seed, a place for the run, or a place of the pictures that cannot be meant."""
+    config.name = config.name if config.name is None else str(config.name)
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32 or not config.name:
+        raise UserError(f"seed={config.seed} and name={config.name}: give a seed from 0 to {2**32 - 1} and a name")
+    if not config.runs or ".." in Path(config.name).parts or Path(config.name).is_absolute():
+        raise UserError(
+            f"runs={config.runs} name={config.name}: a run lies below a folder runs, so name no other place"
+        )
+    check_length(config.name)
+    if OmegaConf.select(config, "data.root") == "":
+        raise UserError("data.root is empty: give the folder of the pictures")
 
 
 def check_writable(folder: Path, mend: str) -> None:

@@ -31,8 +31,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
 
-from ldm_lightning.cli.locate import locate, where
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.locate import locate, where
 
 __all__ = ["trusting", "vetted"]
 
@@ -41,7 +41,7 @@ Saved = TypeVar("Saved")
 _MATHEMATICS = ("ldm_lightning.nn", "ldm_lightning.latent", "ldm_lightning.diffusion")
 _TORCH = {"torch.nn": "Module", "torch.optim": "Optimizer"}  # what is below is of this class
 _PARTS = {
-    "ldm_lightning.cli.guidance.autoguidance",
+    "ldm_lightning.experiment.guidance.autoguidance",
     "ldm_lightning.data.datamodule.DataModule",
     "ldm_lightning.data.digits.Mnist5k",
     "ldm_lightning.data.emoji.Emoji",

@@ -8,13 +8,13 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.cli.condition import class_number
-from ldm_lightning.cli.denoiser import denoiser, load_weights
-from ldm_lightning.cli.saved import read_artifact, read_manifest
-from ldm_lightning.cli.schema import check
 from ldm_lightning.data.dataset import encode_caption
 from ldm_lightning.diffusion.guidance import Autoguidance, ClassifierFree, Guidance, Interval, NegativeCondition
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.condition import class_number
+from ldm_lightning.experiment.denoiser import denoiser, load_weights
+from ldm_lightning.experiment.saved import read_artifact, read_manifest
+from ldm_lightning.experiment.schema import check
 
 __all__ = ["autoguidance", "guidance"]
 

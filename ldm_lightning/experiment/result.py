@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm_lightning.cli.run_folder import lock
+from ldm_lightning.experiment.run_folder import lock
 from ldm_lightning.output import Output
 
 __all__ = ["check_result", "publish"]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ldm_lightning.artifact import sweep
 from ldm_lightning.callbacks.checkpoint_files import BEST, intact, misfit, newest, set_aside, sweep_checkpoints
-from ldm_lightning.cli.run_folder import is_first_process
 from ldm_lightning.errors import UserError, nearest
+from ldm_lightning.experiment.run_folder import is_first_process
 
 __all__ = ["check_resume", "find_checkpoint"]
 

@@ -1,18 +1,19 @@
 """Runs, artifacts and latent caches as the verbs read them: nothing of their configurations gets past the whitelist.
 
-No other module of ``cli`` reads a configuration from a folder, which a test of the imports enforces.
+No other module of ``experiment`` and ``cli`` reads a configuration from a folder, which a test of the imports enforces.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ldm_lightning import artifact
-from ldm_lightning.cli import run_folder
-from ldm_lightning.cli.trust import vetted
 from ldm_lightning.data import latent_files
+from ldm_lightning.experiment import run_folder
+from ldm_lightning.experiment.renamed import renamed
+from ldm_lightning.experiment.trust import vetted
 
 __all__ = ["read_artifact", "read_cache", "read_config", "read_manifest"]
 
@@ -23,19 +24,18 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
     Raises:
         UserError: likewise, or its configuration names what is not trusted.
     """
-    manifest = artifact.read_manifest(run, kind)
+    manifest = renamed(artifact.read_manifest(run, kind))
     return vetted(manifest, artifact.locate(Path(run)) / artifact.MANIFEST)
 
 
 def read_artifact(run: str | Path, kind: str | None = None) -> artifact.Artifact:
     """See :func:`ldm_lightning.artifact.read_artifact`; errors as of :func:`read_manifest`."""
     read = artifact.read_artifact(run, kind)
-    vetted(read.manifest, artifact.locate(Path(run)) / artifact.MANIFEST)
-    return read
+    return replace(read, manifest=vetted(renamed(read.manifest), artifact.locate(Path(run)) / artifact.MANIFEST))
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """See :func:`ldm_lightning.cli.run_folder.read_config`.
+    """See :func:`ldm_lightning.experiment.run_folder.read_config`.
 
     Raises:
         UserError: likewise, or it names what is not trusted.

@@ -7,19 +7,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.cli.run_folder import is_first_process, silence
-from ldm_lightning.cli.sweep import changes, folder_name, is_sweep, record
 from ldm_lightning.data.captions import in_current_folder
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.data.files import open_files
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.run_folder import silence
 
-__all__ = ["count_epochs", "make_absolute", "make_trainer", "name_sweep_job", "settle"]
+__all__ = ["count_epochs", "make_absolute", "make_trainer", "settle"]
 
 
 def settle(config: DictConfig) -> None:
@@ -92,23 +90,6 @@ def make_absolute(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and Path(value).exists():
             OmegaConf.update(config, key, str(Path(value).absolute()))
-
-
-def name_sweep_job(config: DictConfig) -> None:
-    """Give every job of a sweep a folder of its own, named by what the sweep changes."""
-    if not is_sweep():
-        return
-    alone = torch.cuda.device_count() < 2 if config.trainer.devices in ("auto", -1) else config.trainer.devices == 1
-    if not alone and "Basic" in str(HydraConfig.get().launcher._target_):
-        raise UserError(
-            "a sweep over several devices needs a launcher that starts one process per device, such as "
-            "hydra-submitit-launcher: choose it by hydra/launcher=..., or set trainer.devices=1"
-        )
-    overrides = changes()
-    short = folder_name(overrides) or str(HydraConfig.get().job.num)
-    if overrides and short != ",".join(overrides) and is_first_process():
-        record(f"{config.name}/{short}", overrides)
-    config.name = f"{config.name}/{short}"
 
 
 def make_trainer(config: DictConfig, **more: Any) -> pl.Trainer:

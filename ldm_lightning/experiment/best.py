@@ -11,8 +11,8 @@ from typing import Any
 
 from ldm_lightning.artifact import locate
 from ldm_lightning.callbacks.checkpoint_files import BEST
-from ldm_lightning.cli.saved import read_manifest
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.saved import read_manifest
 
 __all__ = ["FOLDER", "announce_stale", "identity"]
 

@@ -16,11 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm_lightning.cli.schema import check_numbers
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.data.latent_files import Manifest, Writer
 from ldm_lightning.data.latents import LatentCache, LatentDataset
@@ -31,29 +29,30 @@ __all__ = ["measure_data"]
 SHARDS, FILES = 4, 4096  # of the cache; of the loader that reads one a sample
 
 
-def measure_data(config: DictConfig) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def measure_data(
+    *, samples: int, latent_channels: int, latent_size: int, batch_size: int, rounds: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Measure both loaders on random latents in a temporary folder.
+
+    Args:
+        samples: how many latents the cache holds, at least as many as shards.
+        latent_channels: of each.
+        latent_size: height and width of each.
+        batch_size: latents in a batch.
+        rounds: how often the two take turns; figures are medians.
 
     Returns:
         Rows by loader with the samples it delivers in a second and in a second of processor time; and for the
         protocol, the ratio of the two and the speed of verifying the cache.
-
-    Raises:
-        UserError: an impossible number.
     """
-    check_numbers(
-        config,
-        {"samples": int, "batch_size": int, "latent_size": int, "rounds": int},
-        {"samples": SHARDS, "batch_size": 1, "latent_size": 1, "rounds": 1},
-    )
     use = {
-        "samples": config.samples,
+        "samples": samples,
         "shards": SHARDS,
-        "files": min(FILES, config.samples),
-        "latent_channels": config.derived.latent_channels,
-        "latent_size": config.latent_size,
-        "batch_size": config.batch_size or 256,
-        "rounds": config.rounds,
+        "files": min(FILES, samples),
+        "latent_channels": latent_channels,
+        "latent_size": latent_size,
+        "batch_size": batch_size,
+        "rounds": rounds,
     }
     transform = ImageTransform(8 * use["latent_size"], flip=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -12,15 +12,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm_lightning.artifact import Artifact
-from ldm_lightning.cli.best import announce_stale
-from ldm_lightning.cli.denoiser import denoiser, load_weights
-from ldm_lightning.cli.fit import check_fit
-from ldm_lightning.cli.guidance import guidance
-from ldm_lightning.cli.latent_data import is_cached
-from ldm_lightning.cli.run_folder import first_stage_of
-from ldm_lightning.cli.saved import read_artifact, read_manifest
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.best import announce_stale
+from ldm_lightning.experiment.denoiser import denoiser, load_weights
+from ldm_lightning.experiment.fit import check_fit
+from ldm_lightning.experiment.guidance import guidance
+from ldm_lightning.experiment.latent_data import is_cached
+from ldm_lightning.experiment.run_folder import first_stage_of
+from ldm_lightning.experiment.saved import read_artifact, read_manifest
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Identity
 from ldm_lightning.latent.frozen import FrozenFirstStage

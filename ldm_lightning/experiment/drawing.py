@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm_lightning.callbacks.picture_grid import enlarged, png, tile
-from ldm_lightning.cli.run_folder import output_folder
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.run_folder import output_folder
 from ldm_lightning.output import RECORD, Output
 
 __all__ = ["GRID", "Drawing", "find_folder"]

@@ -1,0 +1,1 @@
+"""Figures of trained models, each with its protocol."""
