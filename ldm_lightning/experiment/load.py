@@ -20,7 +20,7 @@ from ldm_lightning.diffusion.sampler import Sampler
 from ldm_lightning.errors import UserError, nearest
 from ldm_lightning.experiment import build
 from ldm_lightning.experiment.best import announce_stale
-from ldm_lightning.experiment.compose import conf_dir
+from ldm_lightning.experiment.compose import compose, conf_dir
 from ldm_lightning.experiment.denoiser import load_weights
 from ldm_lightning.experiment.guidance import guidance as build_guidance
 from ldm_lightning.experiment.latent_data import show_pictures
@@ -337,6 +337,6 @@ def _preset_node(group: str, name: str) -> DictConfig:
     options = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
     if name not in options:
         raise UserError(f"there is no {group}={name}{nearest(name, options)} (options: {', '.join(options)})")
-    node = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+    node = compose("sample", [f"{group}={name}"])[group]  # options may be made of others
     assert isinstance(node, DictConfig)
     return node

@@ -77,7 +77,7 @@ class Reconstructions:
         return len(self.items)
 
     def figures(self) -> dict[str, float]:
-        """PSNR (dB) and SSIM over all items."""
+        """PSNR (dB), SSIM and mean absolute difference over all items."""
         metrics = reconstruction_metrics()
         metrics.update(self.items.cpu(), self.originals.cpu())
         return {name: float(value) for name, value in metrics.compute().items()}

@@ -19,7 +19,8 @@ from typing import Any
 from ldm_lightning.callbacks import checkpoint_files, export
 from ldm_lightning.callbacks.checkpoints import Checkpoints
 from ldm_lightning.callbacks.reseed import Reseed
-from ldm_lightning.cli import main, train
+from ldm_lightning.cli import main
+from ldm_lightning.experiment import train
 from ldm_lightning.training.first_stage import FirstStage, LatentStatistics
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 
