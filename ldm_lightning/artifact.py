@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and manifests are read witho
     from torch import Tensor
 
 __all__ = [
-    "RECORDED",
     "Artifact",
     "check_finished",
     "check_keys",
@@ -46,11 +45,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_COMMON = ("stage", "data", "derived", "first_stage", "trainer")
-RECORDED = {  # by kind of artifact, what the configuration that is recorded with it always holds
-    "first_stage": _COMMON,
-    "latent_diffusion": (*_COMMON, "denoiser", "condition", "path", "prediction", "objective", "sampler", "guidance"),
-}
 FORMAT = 1  # of what write_artifact writes; raised when an older reader would misread it
 
 
@@ -115,7 +109,7 @@ def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], detai
 
     Args:
         folder: made when missing.
-        kind: "first_stage" or "latent_diffusion".
+        kind: the name of the stage that it is of.
         weights: tensors by name.
         details: whatever else the manifest should hold, such as the resolved configuration; plain JSON values.
     """
@@ -209,13 +203,8 @@ def read_manifest(run: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"{folder} has format {manifest['format']}, written by version {manifest.get('version')}; this is version "
             f"{__version__}, which reads formats up to {FORMAT}: install a newer ldm_lightning"
         )
-    if manifest["kind"] not in RECORDED:
-        known = ", ".join(RECORDED)
-        raise UserError(f"{folder / MANIFEST} is damaged (kind={manifest['kind']} is none of {known}): {mend}")
     if kind is not None and manifest["kind"] != kind:
         raise UserError(f"{run} holds a {manifest['kind']} model, but a {kind} model is needed here")
-    if "config" in manifest:
-        check_keys(manifest["config"], RECORDED[manifest["kind"]], folder / MANIFEST, mend, "config.")
     return dict(manifest)
 
 

@@ -25,13 +25,20 @@ class Export:
     step is finished by its export.
 
     Args:
-        run: the run folder; the artifact lies in ``export``, the copy of a first stage in ``first_stage``.
+        run: the run folder; the artifact lies in ``export``.
         config: the resolved configuration, plain values.
         pictures: gives this rank's share of the training pictures that a first stage measures its latents on.
+        first_stage: folder of the first stage that this one stands on, if it does.
     """
 
-    def __init__(self, run: Path, config: Mapping[str, Any], pictures: Callable[[], Iterable[Batch]]) -> None:
-        self.run, self.config, self.pictures = run, config, pictures
+    def __init__(
+        self,
+        run: Path,
+        config: Mapping[str, Any],
+        pictures: Callable[[], Iterable[Batch]],
+        first_stage: Path | None = None,
+    ) -> None:
+        self.run, self.config, self.pictures, self.first_stage = run, config, pictures, first_stage
         self.folder = run / "export"
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -39,11 +46,12 @@ class Export:
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, Ema)), None)  # type: ignore[attr-defined]
         training, _ = pl_module.training, pl_module.eval()
         with ema.averaged(pl_module) if ema else nullcontext():
-            kind, weights, details = pl_module.artifact(self.pictures)  # type: ignore[operator]
+            weights, details = pl_module.artifact(self.pictures)  # type: ignore[operator]
             if trainer.is_global_zero:
                 metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
                 facts = {"config": self.config, "step": trainer.global_step, "metrics": metrics}
-                write_model(self.folder, kind, weights, {**facts, **details}, self.run / "first_stage")
+                kind = str(self.config["stage"])
+                write_model(self.folder, kind, weights, {**facts, **details}, self.first_stage)
         pl_module.train(training)
 
     def publish(self, trainer: pl.Trainer) -> None:
@@ -54,11 +62,11 @@ class Export:
 
 
 def write_model(
-    folder: Path, kind: str, weights: Mapping[str, Tensor], details: Mapping[str, Any], first_stage: Path
+    folder: Path, kind: str, weights: Mapping[str, Tensor], details: Mapping[str, Any], first_stage: Path | None
 ) -> None:
-    """Write an artifact, and into it the first stage that a second one stands on, if there is one."""
+    """Write an artifact, and into it the first stage that it stands on, if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == "latent_diffusion" and first_stage.is_dir():
+    if first_stage is not None and first_stage.is_dir():
         copy_artifact(first_stage, folder / "first_stage")
     write_artifact(folder, kind, weights, details)
 

@@ -33,6 +33,7 @@ from ldm_lightning.cli.places import check_places
 from ldm_lightning.cli.sweep import Failures, is_sweep
 from ldm_lightning.errors import UserError, causes, first_line, is_disk_full, nearest
 from ldm_lightning.experiment.compose import compose, conf_dir
+from ldm_lightning.experiment.stages import STAGES
 from ldm_lightning.experiment.trainer_rules import check_trainer
 from ldm_lightning.experiment.trust import trusting
 
@@ -51,7 +52,6 @@ _PLUGINS = {
     "sweeper=nevergrad": "hydra-nevergrad-sweeper",
     "sweeper=optuna": "hydra-optuna-sweeper",
 }
-_STAGES = ("first_stage", "latent_diffusion")
 
 # The run folder is ours, so Hydra's own folders, copies of the configuration and log files are off.
 _HYDRA_OVERRIDES = [
@@ -238,7 +238,7 @@ def _unknown_key(error: ConfigCompositionException, verb: str, overrides: list[s
         return text
     key, root = match.group(1), re.split(r"[./@]", match.group(1))[0]
     known = _known_keys(verb, key, overrides)
-    for stage in _STAGES if verb == "train" and (key in known or root not in known) else ():
+    for stage in STAGES if verb == "train" and (key in known or root not in known) else ():
         given = [text for text in overrides if text.startswith(f"{key}=")]
         if root in _known_keys(verb, key, [f"stage={stage}"]) or (
             given and _composes(verb, [f"stage={stage}", *given])

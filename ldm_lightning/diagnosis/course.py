@@ -33,7 +33,7 @@ BLANK = 15.0  # dB; a collapsed first stage, which draws the mean picture, has 1
 
 def main_curve(run: Run, part: str) -> str:
     """The metric that tells how well a stage does its work, without weights that move."""
-    if run.stage == "first_stage":
+    if run.learns_latents:
         return f"{part}/reconstruction"
     return f"{part}/denoising" if run.last(f"{part}/denoising") else f"{part}/loss"
 
@@ -107,7 +107,7 @@ def not_falling(run: Run) -> Verdict:
     seen = f"{name} went from {first:.4g} to {last:.4g} in {points[-1][0] + 1} steps"
     if first <= 0 or last < FALLS * first:
         return fine("falling loss", seen)
-    if run.stage == "first_stage" and run.setting("first_stage.run") is not None:
+    if run.learns_latents and run.setting("first_stage.run") is not None:
         return unknown("falling loss", f"{seen}; what was trained before may begin near its end")
     return wrong(
         "loss not falling",
@@ -138,7 +138,7 @@ def warming_up(run: Run) -> Verdict | None:
 def blank_pictures(run: Run) -> Verdict | None:
     """A first stage whose reconstructions hardly resemble the pictures."""
     psnr = run.last("val/psnr")
-    if run.stage != "first_stage" or psnr is None or psnr.step < EARLY:
+    if not run.learns_latents or psnr is None or psnr.step < EARLY:
         return None
     seen = f"val/psnr is {psnr.value:.1f} dB @{psnr.n} (step {psnr.step})"
     if psnr.value >= BLANK:

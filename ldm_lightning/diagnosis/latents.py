@@ -58,7 +58,7 @@ def _numbers(values: Tensor) -> str:
 
 def collapsed_channels(run: Run) -> Verdict | None:
     """Channels that say nothing about the picture."""
-    if run.stage != "first_stage":
+    if not run.learns_latents:
         return None
     moments = _moments(run)
     if moments is None:
@@ -97,7 +97,7 @@ def _against_collapse(run: Run) -> list[str]:
 
 def exploding_scale(run: Run) -> Verdict | None:
     """Latents of a size that no prior holds."""
-    if run.stage != "first_stage" or run.bottleneck not in ("Gaussian", "VectorQuantizer", "GumbelSoftmax"):
+    if not run.learns_latents or run.bottleneck not in ("Gaussian", "VectorQuantizer", "GumbelSoftmax"):
         return None
     moments = _moments(run)
     if moments is None:
@@ -136,7 +136,7 @@ def _unheld(run: Run, weight: float) -> tuple[bool, str]:
 
 def fine_detail(run: Run) -> Verdict | None:
     """Latents whose spectrum is far nearer to white noise than to pictures; those of codes always are."""
-    if run.stage != "first_stage" or run.bottleneck != "Gaussian":
+    if not run.learns_latents or run.bottleneck != "Gaussian":
         return None
     latents, pictures = run.last("val/latent/spectrum/2"), run.last("val/latent/picture_spectrum/2")
     if latents is None or pictures is None:
@@ -166,7 +166,7 @@ def fine_detail(run: Run) -> Verdict | None:
 def not_standardized(run: Run) -> Verdict | None:
     """Latents of a second stage that have not mean 0 and deviation 1, as its first stage promised."""
     mean, std = (run.series(f"val/latent/{name}") for name in ("mean", "std"))
-    if run.stage != "latent_diffusion" or run.setting("first_stage.run") is None or not std:
+    if run.learns_latents or run.setting("first_stage.run") is None or not std:
         return None
     means, stds, place = _values(mean), _values(std), f"@{std[0].n} (step {std[0].step})"
     seen = f"mean {_numbers(means)}, std {_numbers(stds)} {place}"

@@ -47,8 +47,13 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """``first_stage`` or ``latent_diffusion``."""
+        """The name of the stage."""
         return str(self.config["stage"])
+
+    @property
+    def learns_latents(self) -> bool:
+        """Whether it trains an autoencoder, and no denoiser."""
+        return "denoiser" not in self.config
 
     @property
     def steps(self) -> int:

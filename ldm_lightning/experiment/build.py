@@ -14,13 +14,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ldm_lightning.artifact import Artifact
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
-from ldm_lightning.experiment.best import announce_stale
 from ldm_lightning.experiment.denoiser import denoiser, load_weights
 from ldm_lightning.experiment.fit import check_fit
 from ldm_lightning.experiment.guidance import guidance
-from ldm_lightning.experiment.latent_data import is_cached
-from ldm_lightning.experiment.run_folder import first_stage_of
-from ldm_lightning.experiment.saved import read_artifact, read_manifest
+from ldm_lightning.experiment.saved import read_artifact
+from ldm_lightning.experiment.stages import stage_of
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Identity
 from ldm_lightning.latent.frozen import FrozenFirstStage
@@ -30,7 +28,9 @@ from ldm_lightning.training.optim import MakeOptimizer
 
 __all__ = [
     "DATA_SHORTCUTS",
+    "autoencoder_of",
     "check_first_stage",
+    "check_one_first_stage",
     "data_module",
     "derive",
     "first_stage",
@@ -38,8 +38,8 @@ __all__ = [
     "latent_diffusion",
     "move_pictures",
     "resolve",
-    "stage",
     "stands_alone",
+    "trains",
 ]
 
 # Keys of data/*.yaml that exist to be short on the command line; the yaml spreads them to where they belong.
@@ -83,34 +83,16 @@ def derive(config: DictConfig, data: DataModule) -> None:
     }
     with open_dict(config):
         config.derived = facts
-        config.derived.update(_latent_facts(config, data))
+        config.derived.update(stage_of(config.stage).derive(config, data))
 
 
-def _latent_facts(config: DictConfig, data: DataModule) -> dict[str, Any]:
-    """Latent channels, and the checksum of the first stage that a run goes on with or stands on."""
+def check_one_first_stage(config: DictConfig) -> None:
+    """Refuse an architecture beside that of a trained first stage."""
     if {"run", "autoencoder"} <= set(config.first_stage.keys()):
         raise UserError(
             "first_stage=trained keeps the architecture of first_stage.run: leave first_stage.autoencoder... out, or "
             "train another by first_stage=kl_f4 or its kin"
         )
-    if config.stage == "first_stage" and "autoencoder" in config.first_stage:
-        return {"latent_channels": instantiate(config.first_stage.autoencoder.bottleneck).latent_channels}
-    if stands_alone(config):
-        autoencoder = _autoencoder(config)
-        if _trains(autoencoder):
-            raise UserError(
-                "this first stage must be trained before: ldm train stage=first_stage first_stage=..., "
-                "then first_stage=trained first_stage.run=FOLDER here"
-            )
-        return {"latent_channels": autoencoder.latent_channels, "first_stage": "identity"}
-    trained = read_manifest(first_stage_of(config), "first_stage")
-    announce_stale(first_stage_of(config))
-    check_first_stage(config.first_stage.run, trained, config, data)
-    if config.stage == "first_stage":  # its architecture is that of the run it goes on with
-        with open_dict(config):
-            config.first_stage.autoencoder = trained["config"]["first_stage"]["autoencoder"]
-    before = trained["config"]["derived"]
-    return {"latent_channels": before["latent_channels"], "first_stage": trained["sha256"]}
 
 
 def stands_alone(config: DictConfig) -> bool:
@@ -118,12 +100,13 @@ def stands_alone(config: DictConfig) -> bool:
     return "autoencoder" in config.first_stage
 
 
-def _autoencoder(config: DictConfig) -> Autoencoder:
+def autoencoder_of(config: DictConfig) -> Autoencoder:
+    """The untrained autoencoder that ``config.first_stage`` describes."""
     made: Autoencoder = instantiate(config.first_stage.autoencoder)
     return made
 
 
-def _trains(autoencoder: Autoencoder) -> bool:
+def trains(autoencoder: Autoencoder) -> bool:
     """Whether there is anything to learn: a weight, or the state of a bottleneck."""
     return any(True for _ in autoencoder.parameters()) or not isinstance(autoencoder.bottleneck, Identity)
 
@@ -163,20 +146,6 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def stage(config: DictConfig) -> FirstStage | LatentDiffusion:
-    """The stage in training that ``config.stage`` names."""
-    if config.stage == "first_stage":
-        start = first_stage(config)
-        if "run" in config.first_stage:
-            artifact = read_artifact(first_stage_of(config), "first_stage")
-            load_weights(start.autoencoder, artifact, config.first_stage.run)
-        return start
-    module = latent_diffusion(config, None if stands_alone(config) else first_stage_of(config))
-    if is_cached(config):
-        module.first_stage = module.first_stage.for_cache()
-    return module
-
-
 def _optimizer(config: DictConfig) -> MakeOptimizer:
     make: MakeOptimizer = instantiate(config.optim)
     _check_optimizer(make, "optim")
@@ -201,8 +170,8 @@ def first_stage(config: DictConfig, autoencoder: Autoencoder | None = None) -> F
         UserError: settings that cannot be, or pictures of a size that a part of the loss cannot take.
     """
     node, optimizer = config.first_stage, _optimizer(config)
-    autoencoder = autoencoder or _autoencoder(config)
-    if not _trains(autoencoder):
+    autoencoder = autoencoder or autoencoder_of(config)
+    if not trains(autoencoder):
         raise UserError("this first stage has nothing to train: use it by stage=latent_diffusion first_stage=identity")
     module = FirstStage(
         autoencoder=autoencoder,
@@ -236,7 +205,7 @@ def first_stage(config: DictConfig, autoencoder: Autoencoder | None = None) -> F
 def latent_diffusion(config: DictConfig, run: str | Path | None) -> LatentDiffusion:
     """The second stage in training, in the latent space of the first stage in ``run``, or of one without weights."""
     if run is None:
-        autoencoder = _autoencoder(config)
+        autoencoder = autoencoder_of(config)
         frozen = FrozenFirstStage(autoencoder, autoencoder.bottleneck.scale({}))
     else:
         frozen = frozen_first_stage(read_artifact(run, "first_stage"))
@@ -259,6 +228,6 @@ def latent_diffusion(config: DictConfig, run: str | Path | None) -> LatentDiffus
 
 def frozen_first_stage(artifact: Artifact) -> FrozenFirstStage:
     """A trained first stage as the second stage holds it."""
-    autoencoder = _autoencoder(OmegaConf.create(artifact.manifest["config"]))
+    autoencoder = autoencoder_of(OmegaConf.create(artifact.manifest["config"]))
     load_weights(autoencoder, artifact, "the first stage")
     return FrozenFirstStage(autoencoder, autoencoder.bottleneck.scale(artifact.manifest["statistics"]))

@@ -6,7 +6,6 @@ what the end of training writes: averaged weights and, for a first stage, the st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,16 @@ from torch import Tensor
 from ldm_lightning.callbacks.checkpoint_files import BEST, damage, newest, read_state
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.export import write_model
-from ldm_lightning.data.batch import Batch
 from ldm_lightning.errors import UserError, nearest
-from ldm_lightning.experiment import build
 from ldm_lightning.experiment.best import FOLDER, identity
-from ldm_lightning.experiment.denoiser import denoiser, fill
-from ldm_lightning.experiment.load import default_device, without_judges
 from ldm_lightning.experiment.run_folder import check_writable, lock
 from ldm_lightning.experiment.saved import read_config, read_manifest
+from ldm_lightning.experiment.stages import stage_of
 from ldm_lightning.loggers.csv_log import read_metrics
 
 __all__ = ["Finished", "finish"]
 
 _PLACES = {"best": f"{FOLDER}/export", "last": "export"}
-_LEARNED = {"first_stage": "autoencoder.", "latent_diffusion": "denoiser.network."}  # what an artifact holds of a stage
-_MOST = 64  # pictures at once; a run's own batch may have been that of many devices
 
 
 @dataclass(frozen=True)
@@ -75,20 +69,17 @@ def finish(run: str | Path, checkpoint: str = "best", root: str | None = None) -
     exported = checkpoint == "last" and (folder / "manifest.json").exists()
     if exported and (there := read_manifest(folder)["step"]) > step:
         raise UserError(f"{folder} holds the model of step {there}, which is later than step {step} of {path.name}")
-    trained = OmegaConf.create(plain)
+    trained, stage = OmegaConf.create(plain), stage_of(plain["stage"])
     if "run" in trained.first_stage and not (run / "first_stage").is_dir():
         raise UserError(f"{run / 'first_stage'} is lost: copy the first stage's export folder there")
     folder.parent.mkdir(exist_ok=True)
     with lock(folder.parent):  # the run's own only where it writes as well
         weights = _weights(state, trained, path)
-        if trained.stage == "first_stage":
-            details = _measured(weights, trained, root, path)
-        else:
-            details = {}
-            fill(denoiser(trained).network, weights, str(path))  # what does not fit is said now, not by the next verb
+        details = stage.details(trained, weights, root, str(path))
         metrics = _metrics(run, step)
         facts = {"config": plain, "step": step, "metrics": metrics, "checkpoint": identity(path)}
-        write_model(folder, trained.stage, weights, {**facts, **details}, run / "first_stage")
+        below = run / "first_stage" if stage.stands_on_first_stage else None
+        write_model(folder, stage.name, weights, {**facts, **details}, below)
     return Finished(folder, path, step, metrics)
 
 
@@ -127,30 +118,8 @@ def _weights(state: dict[str, Any], trained: DictConfig, path: Path) -> dict[str
                 )
             average = kept["average"]
             weights |= {f"{node.module}.{name}": value for name, value in average.items()}
-    prefix = _LEARNED[trained.stage]
+    prefix = stage_of(trained.stage).learned
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def _measured(weights: dict[str, Tensor], trained: DictConfig, root: str | None, path: Path) -> dict[str, Any]:
-    """The statistics of a first stage's latents."""
-    module = build.first_stage(without_judges(trained)).eval()
-    fill(module.autoencoder, weights, str(path))
-    pictures = _pictures(trained, root)
-    _, _, details = module.to(default_device()).artifact(lambda: pictures)
-    return details
-
-
-def _pictures(trained: DictConfig, root: str | None) -> Iterable[Batch]:
-    """What a first stage measures its latents on: the very pictures that it was trained on."""
-    build.move_pictures(trained, root)
-    trained.data.batch_size = min(trained.data.batch_size, _MOST)
-    data = build.data_module(trained)
-    if data.fingerprint != trained.derived.data:
-        raise UserError(
-            f"the pictures in {trained.data.get('root')} are not those that this run was trained on, on which its "
-            "latents are measured: bring the old ones back, or give their folder by root=..."
-        )
-    return data.loader("train", trained.statistics_pictures)
 
 
 def _metrics(run: Path, step: int) -> dict[str, float]:

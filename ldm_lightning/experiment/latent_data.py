@@ -15,6 +15,7 @@ from ldm_lightning.data.latents import LatentCache
 from ldm_lightning.errors import UserError
 from ldm_lightning.experiment.run_folder import first_stage_of
 from ldm_lightning.experiment.saved import read_cache, read_manifest
+from ldm_lightning.experiment.stages import stage_of
 
 __all__ = ["FIRST_STAGE", "adopt", "is_cached", "show_pictures"]
 
@@ -37,7 +38,7 @@ def adopt(config: DictConfig) -> None:
     """
     if not is_cached(config):
         return
-    if config.stage != "latent_diffusion":
+    if not stage_of(config.stage).stands_on_first_stage:
         raise UserError(f"data=latents holds no pictures for stage={config.stage} to train on: choose other data")
     root = Path(config.data.root)
     manifest = read_cache(root)

@@ -33,6 +33,7 @@ from ldm_lightning.experiment.sampling import (
     encode_conditions,
 )
 from ldm_lightning.experiment.saved import read_artifact, read_manifest
+from ldm_lightning.experiment.stages import stage_of
 from ldm_lightning.experiment.trust import trusting
 from ldm_lightning.latent.frozen import FrozenFirstStage
 from ldm_lightning.rng import Streams
@@ -251,8 +252,7 @@ def load(
         UserError: there is no finished run, it is damaged, or names what is not trusted.
     """
     with trusting(trust):
-        kind = read_manifest(run)["kind"]
-        trained = load_first_stage(run) if kind == "first_stage" else load_latent_diffusion(run)
+        trained: TrainedFirstStage | TrainedLatentDiffusion = stage_of(read_manifest(run)["kind"]).load(run)
     return trained if device is None else trained.to(device)
 
 

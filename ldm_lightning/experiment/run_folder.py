@@ -16,9 +16,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ldm_lightning.artifact import RECORDED, check_keys, set_aside
+from ldm_lightning.artifact import check_keys, set_aside
 from ldm_lightning.errors import UserError
 from ldm_lightning.experiment.renamed import renamed
+from ldm_lightning.experiment.stages import recorded
 from ldm_lightning.output import Output
 
 __all__ = [
@@ -138,10 +139,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = OmegaConf.to_container(OmegaConf.load(file))
     except (ValueError, OSError, YAMLError):
         config = None
-    if not isinstance(config, dict) or config.get("stage") not in RECORDED:
+    if not isinstance(config, dict) or not isinstance(config.get("stage"), str):
         raise UserError(f"{file} is not the configuration of a run: repeat the command that trains it")
     copy = "bring the old one back; export/manifest.json holds a copy as its config, once there is one"
-    check_keys(config, RECORDED[config["stage"]], file, copy)
+    check_keys(config, recorded(config["stage"]), file, copy)
     return renamed({str(key): value for key, value in config.items()})
 
 

@@ -40,11 +40,10 @@ from ldm_lightning.experiment.run_folder import (
 )
 from ldm_lightning.experiment.schema import check
 from ldm_lightning.experiment.size import size
+from ldm_lightning.experiment.stages import stage_of
 from ldm_lightning.experiment.trainer_rules import check_trainer
 from ldm_lightning.loggers.csv_log import CsvLogger
 from ldm_lightning.loggers.curves import draw_curves
-from ldm_lightning.training.first_stage import FirstStage
-from ldm_lightning.training.latent_diffusion import LatentDiffusion
 
 __all__ = ["fit", "train"]
 
@@ -93,9 +92,11 @@ def train(config: DictConfig) -> float | None:
     build.derive(config, data)
     count_epochs(config, data)
     plain = build.resolve(config)
-    module = build.stage(config)  # a configuration that cannot be built leaves no folder behind
+    stage = stage_of(config.stage)
+    module = stage.build(config)  # a configuration that cannot be built leaves no folder behind
     interruption = Interruption()
-    export = Export(folder, plain, lambda: data.loader("train", limit=config.get("statistics_pictures")))
+    below = folder / "first_stage" if stage_of(config.stage).stands_on_first_stage else None
+    export = Export(folder, plain, lambda: data.loader("train", limit=config.get("statistics_pictures")), below)
     trainer = _trainer(config, folder, interruption, export)
     unlike = unlike_best(folder, plain)  # of the configuration that claim replaces
     claim(folder, plain)
@@ -115,7 +116,7 @@ def train(config: DictConfig) -> float | None:
 
 def _fit(
     trainer: pl.Trainer,
-    module: FirstStage | LatentDiffusion,
+    module: pl.LightningModule,
     data: DataModule,
     interruption: Interruption,
     export: Export,
@@ -123,7 +124,8 @@ def _fit(
     checkpoint: Path | None,
 ) -> float | None:
     folder = export.run
-    _announce(module, data, trainer, folder, checkpoint)
+    operations = stage_of(str(export.config["stage"])).operations(module, data)
+    _announce(f"{type(module).__name__}: {size(module, operations)}", data, trainer, folder, checkpoint)
     for logger in trainer.loggers:
         if not isinstance(logger, CsvLogger):
             logger.log_hyperparams(dict(export.config))
@@ -171,7 +173,7 @@ def _trainer(config: DictConfig, folder: Path, interruption: Interruption, expor
     loggers = [CsvLogger(folder), *(instantiate(node) for node in config.logger.values() if node)]
     callbacks = [Resumption(), interruption, Reseed(config.seed), AnnounceRate()]
     callbacks += [instantiate(node) for node in config.callbacks.values() if node]
-    if config.stage == "latent_diffusion":
+    if stage_of(config.stage).exports_at_validation:
         callbacks.append(ExportAtValidation(export))  # a first stage's statistics would cost too much each time
     if config.trainer.enable_progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
@@ -185,13 +187,11 @@ def _trainer(config: DictConfig, folder: Path, interruption: Interruption, expor
     )
 
 
-def _announce(
-    module: FirstStage | LatentDiffusion, data: DataModule, trainer: pl.Trainer, folder: Path, checkpoint: Path | None
-) -> None:
+def _announce(model: str, data: DataModule, trainer: pl.Trainer, folder: Path, checkpoint: Path | None) -> None:
     if not trainer.is_global_zero:
         return
     sizes = ", ".join(f"{count:,} {split}" for split, count in data.sizes.items())
-    log.info("%s: %s", type(module).__name__, size(module, data))
+    log.info("%s", model)
     log.info("data: %s pictures", sizes)
     log.info("run folder: %s", folder)
     if checkpoint is not None:

@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 from ldm_lightning.errors import UserError
 from ldm_lightning.experiment.locate import locate, where
 
-__all__ = ["trusting", "vetted"]
+__all__ = ["is_trusted", "trusting", "vetted"]
 
 Saved = TypeVar("Saved")
 
@@ -107,6 +107,11 @@ def vetted(saved: Saved, file: Path) -> Saved:
     """
     _check(saved, file, "")
     return saved
+
+
+def is_trusted(name: str) -> bool:
+    """Whether what has this dotted name is of a package that the command line trusts."""
+    return _is_dotted(name) and any(_within(name, package) for package in _trusted.get())
 
 
 def _check(node: Any, file: Path, key: str) -> None:

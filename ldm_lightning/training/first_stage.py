@@ -176,8 +176,8 @@ class FirstStage(pl.LightningModule):
         return self.autoencoder.decode(self.autoencoder.encode(x).mode())
 
     @torch.no_grad()
-    def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-        """Kind, weights and details that the next stage needs, among them the statistics of the latents.
+    def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and details that the next stage needs, among them the statistics of the latents.
 
         Args:
             pictures: gives this rank's share of the batches to measure them on; all ranks must call this.
@@ -185,4 +185,4 @@ class FirstStage(pl.LightningModule):
         statistics = LatentStatistics(self.autoencoder.latent_channels).to(self.device)
         for batch in tqdm(pictures(), desc="measuring latents", unit="batch", disable=self.global_rank > 0):
             statistics.update(self.autoencoder.encode(batch.x.to(self.device)))
-        return "first_stage", self.autoencoder.state_dict(), {"statistics": statistics.compute()}
+        return self.autoencoder.state_dict(), {"statistics": statistics.compute()}

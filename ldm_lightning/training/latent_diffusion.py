@@ -158,9 +158,9 @@ class LatentDiffusion(pl.LightningModule):
 
         return sampler(observed(self.denoiser, bind, z), path, z, streams)
 
-    def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-        """Kind, weights and details that sampling needs; no pictures have to be measured for it."""
-        return "latent_diffusion", self.denoiser.network.state_dict(), {}
+    def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and details that sampling needs; no pictures have to be measured for it."""
+        return self.denoiser.network.state_dict(), {}
 
 
 def _means(terms: Mapping[str, Term]) -> dict[str, Tensor]:

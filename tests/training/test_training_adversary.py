@@ -412,8 +412,7 @@ def test_average_and_artifact_are_the_autoencoders(tmp_path: Path) -> None:
     trainer, _ = fit(module, batch(32).x, 3, tmp_path)
     ema = next(callback for callback in trainer.callbacks if isinstance(callback, Ema))
     assert set(ema.average) == set(dict(module.autoencoder.named_parameters()))
-    kind, weights, _ = module.artifact(lambda: [batch()])
-    assert kind == "first_stage"
+    weights, _ = module.artifact(lambda: [batch()])
     assert set(weights) == set(autoencoder().state_dict())
 
 
