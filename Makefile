@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 RUNS ?= runs
 EXTRAS := demo,tracking,data,diffusers,notebooks,dev
 
-.PHONY: demo test lint types notebook venv clean
+.PHONY: demo test lint types notebook docs venv clean
 
 venv: $(VENV)/.complete
 
@@ -49,6 +49,9 @@ types: venv
 
 notebook: venv
 	$(BIN)/python notebooks/execute.py
+
+docs: venv
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -5,8 +5,8 @@ From Python, five lines from a run folder to pictures::
     import ldm_lightning as ldm
 
     model = ldm.load("runs/mnist5k-latent_diffusion")
-    samples = model.sample(16, classes=[3, 8], seed=1, scale=2.0)
-    samples.grid(columns=8).save("threes_and_eights.png")
+    samples = model.sample(16, classes=[0, 1], seed=1, scale=2.0)
+    samples.grid(columns=8).save("zeros_and_ones.png")
 
 and training with the objects of the command line::
 

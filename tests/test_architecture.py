@@ -35,8 +35,7 @@ MAY_IMPORT = {
     "evaluation": {"latent", "diffusion", "metrics", "data.batch"},
     "benchmark": {"nn", "diffusion", "data"},
     "experiment": {
-        "nn", "latent", "diffusion", "metrics", "data", "loggers", "training", "callbacks", "diagnosis", "interop",
-        "evaluation",
+        "nn", "latent", "diffusion", "metrics", "data", "loggers", "training", "callbacks", "interop", "evaluation",
     },
 }  # fmt: skip
 CONFIGURED = {"experiment", "cli"}  # know Hydra and OmegaConf

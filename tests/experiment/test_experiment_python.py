@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -211,6 +212,22 @@ def test_names_that_are_not_in_the_table_stay_refused(old_run):
 
 
 # --- the package -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_about_python_runs(pictures, first_stage_run, latent_diffusion_run, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    for run, tiny in (("first_stage", first_stage_run), ("latent_diffusion", latent_diffusion_run)):
+        code = code.replace(f"runs/mnist5k-{run}", str(shutil.copytree(tiny, tmp_path / run)))
+    small = ["data=image_folder", f"data.root={pictures}", *TINY_FIRST_STAGE]
+    code = code.replace('"experiment=mnist5k_first_stage"', repr(small)[1:-1]).replace("= 500", "= 2")
+    code = code.replace('classes="1"', 'classes="one"')  # the names of these pictures
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LDM_RUNS", str(tmp_path))
+    exec(compile(code, "docs/python.md", "exec"), {})
+    assert (tmp_path / "zeros_and_ones.png").stat().st_size > 1000
+    assert (tmp_path / "drawn" / "000007.png").is_file()
+    assert (tmp_path / "mine" / "evaluation" / "metrics.json").is_file()
 
 
 def test_importing_the_package_imports_no_torch():
