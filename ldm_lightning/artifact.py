@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -32,6 +32,7 @@ __all__ = [
     "check_finished",
     "check_keys",
     "copy_artifact",
+    "file_checksum",
     "locate",
     "read_artifact",
     "read_manifest",
@@ -39,6 +40,7 @@ __all__ = [
     "replacing",
     "set_aside",
     "sweep",
+    "unfinished",
     "write_artifact",
 ]
 
@@ -56,9 +58,16 @@ class Artifact:
     weights: dict[str, Tensor]
 
 
+def unfinished(path: Path, mark: str) -> Path:
+    """Where :func:`replacing` prepares ``path``: beside it, since only there a rename is one step."""
+    return path.with_name(f".{path.name}.{mark}")
+
+
 @contextlib.contextmanager
-def replacing(path: Path, mark: str | None = None, size: int | None = None) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` once it is complete and on the disk.
+def replacing(
+    path: Path, mark: str | None = None, size: int | None = None, make_way: Callable[[], None] | None = None
+) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path`` once it is complete and on the disk, and so is its name.
 
     A reader, or a crash, sees the old file or the new one, never a part; what fails leaves nothing behind. What a kill
     leaves is removed by :func:`sweep`.
@@ -67,22 +76,31 @@ def replacing(path: Path, mark: str | None = None, size: int | None = None) -> I
         path: the file to make or replace.
         mark: in the name under which it grows, unique by default. A checksum of the content serves where nobody else
             writes here: what a killed writer left is then overwritten by whoever writes the same again.
+        size: bytes that it needs, when they are known, for the message of a full disk.
+        make_way: called when the new file is on the disk, before it takes its place: to keep the old one.
 
     Raises:
         DiskFull: there is no room for it.
         OSError: the folder is missing or cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{mark or uuid.uuid4().hex}")
+    temporary = unfinished(path, mark or uuid.uuid4().hex)
     with room_for(path, size):
         try:
             with temporary.open("wb" if mark else "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if make_way is not None:
+                make_way()
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -138,7 +156,7 @@ def _swap_manifest(folder: Path, content: bytes) -> None:
         file.write(content)
     if before is not None and before["weights"] != json.loads(content)["weights"]:
         stale = folder / Path(before["weights"]).name
-        if stale.is_file() and _digest(stale) == before["sha256"]:
+        if stale.is_file() and file_checksum(stale) == before["sha256"]:
             stale.unlink(missing_ok=True)
 
 
@@ -151,7 +169,8 @@ def _manifest_of(path: Path) -> dict[str, str] | None:
         return None
 
 
-def _digest(path: Path) -> str:
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 
-from ldm_lightning.artifact import copy_artifact, locate, read_artifact, write_artifact
+from ldm_lightning.artifact import copy_artifact, locate, read_artifact, replacing, write_artifact
 from ldm_lightning.errors import UserError
 from tests.conftest import killed_at
+
+
+def test_a_file_and_then_its_name_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old one makes way between the two: after the new one is safe, before its name is taken."""
+    path, order = tmp_path / "file", list[tuple[str, bytes]]()
+    path.write_bytes(b"old")
+
+    def fsync(descriptor: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        order.append((kind, path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(path, make_way=lambda: order.append(("make way", path.read_bytes()))) as file:
+        file.write(b"new")
+    assert order == [("file", b"old"), ("make way", b"old"), ("folder", b"new")]
 
 
 def test_a_copy_is_replaced_unless_it_is_the_same(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from ldm_lightning.errors import UserError, first_line, room_for
+from ldm_lightning.artifact import replacing, unfinished
+from ldm_lightning.errors import UserError, first_line
 
 __all__ = [
     "BEST",
@@ -32,12 +33,8 @@ __all__ = [
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 PREVIOUS = "previous-last.ckpt"
+_MARK = "tmp"  # of files that are being written: one name, so that many kills leave one half file, not many
 _PARTS = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers", "global_step"}
-
-
-def _temporary(path: Path) -> Path:
-    """Where ``path`` is prepared: one place, so that many kills leave one half file, not many."""
-    return path.with_name(f".{path.name}.tmp")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -63,23 +60,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        with room_for(path, _bytes(checkpoint)):
-            try:
-                with temporary.open("wb") as file:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        if path.name == LAST:
-            self._make_way(path)
+        last = path.name == LAST
+        make_way = partial(self._make_way, path) if last else None
+        with replacing(path, _MARK, _bytes(checkpoint), make_way) as file:
+            torch.save(checkpoint, file)
+        if last:
             self._whole = path
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the rename itself must survive a power cut
-        os.close(folder)
 
     def _make_way(self, path: Path) -> None:
         if not path.exists():
@@ -199,4 +185,4 @@ def set_aside(path: Path, why: str) -> Path:
 def sweep_checkpoints(folder: Path) -> None:
     """Remove the half files of a writer that was killed; nobody else may be writing there."""
     for name in (LAST, BEST):
-        _temporary(folder / name).unlink(missing_ok=True)
+        unfinished(folder / name, _MARK).unlink(missing_ok=True)

@@ -32,7 +32,7 @@ import numpy as np
 import safetensors.numpy
 from tqdm import tqdm
 
-from ldm_lightning.artifact import replace_file
+from ldm_lightning.artifact import file_checksum, replace_file
 from ldm_lightning.errors import UserError
 
 __all__ = ["Manifest", "Shards", "Writer", "check_folder", "read_manifest", "read_samples", "verify"]
@@ -93,11 +93,6 @@ class Manifest:
 
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(root: Path, *, complete: bool = True) -> Manifest:
@@ -161,7 +156,7 @@ def _states(root: Path, names: Iterable[str], title: str) -> Iterator[tuple[str,
     names = list(names)
 
     def state(name: str) -> str | None:
-        return _digest(root / name) if (root / name).is_file() else None
+        return file_checksum(root / name) if (root / name).is_file() else None
 
     with ThreadPoolExecutor() as pool, tqdm(total=len(names), desc=title, unit="file", delay=2) as bar:
         for pair in zip(names, pool.map(state, names), strict=True):
@@ -305,7 +300,7 @@ class Writer:
         files[f"samples-{checksum[:16]}.safetensors"] = checksum
         for path in sorted((self.root / folder).rglob("*")):
             if path.is_file():
-                files[path.relative_to(self.root).as_posix()] = _digest(path)
+                files[path.relative_to(self.root).as_posix()] = file_checksum(path)
         replace_file(self.root / MANIFEST, replace(self.manifest, files=files).encode())
 
 
