@@ -19,7 +19,7 @@ PACKAGE = "ldm_lightning"
 ROOT = Path(ldm_lightning.__file__).parent
 LONGEST = 450  # lines
 
-LEAVES = {"errors", "rng", "artifact", "output", "precision"}
+LEAVES = {"errors", "rng", "ranks", "loss", "artifact", "output", "precision"}
 # Beside itself and the leaves, a room may import these; the command line may import everything, and nobody imports it.
 MAY_IMPORT = {
     "nn": set(),

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm_lightning.errors import UserError
-from ldm_lightning.latent.ranks import mean_over_ranks
+from ldm_lightning.ranks import mean_over_ranks
 
 __all__ = [
     "AdaptiveWeight",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.posterior import Posterior
-from ldm_lightning.latent.term import Term
+from ldm_lightning.loss import Term
 
 __all__ = ["ReconstructionLoss"]
 

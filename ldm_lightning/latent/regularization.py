@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.adversarial import AdaptiveWeight
-from ldm_lightning.latent.term import Term
+from ldm_lightning.loss import Term
 from ldm_lightning.rng import Streams
 
 __all__ = ["Alignment", "Equivariance", "FeatureMap", "Passage"]

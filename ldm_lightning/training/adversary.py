@@ -22,9 +22,9 @@ from torch.func import functional_call
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.adversarial import AdaptiveWeight, Game, feature_matching, gradient_penalty, lecam
-from ldm_lightning.latent.ranks import mean_over_ranks
-from ldm_lightning.latent.term import Term, total
+from ldm_lightning.loss import Term, total
 from ldm_lightning.precision import KeepsPrecision
+from ldm_lightning.ranks import mean_over_ranks
 
 __all__ = ["Adversary", "Judgement"]
 

@@ -19,7 +19,7 @@ from ldm_lightning.latent.figures import LatentFigures
 from ldm_lightning.latent.reconstruction import ReconstructionLoss
 from ldm_lightning.latent.regularization import Passage
 from ldm_lightning.latent.scale import LatentStatistics
-from ldm_lightning.latent.term import Term, total
+from ldm_lightning.loss import Term, total
 from ldm_lightning.metrics.reconstruction import reconstruction_metrics
 from ldm_lightning.rng import Streams
 from ldm_lightning.training.adversary import Adversary

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ldm_lightning.latent.ranks import sum_over_ranks
+from ldm_lightning.ranks import sum_over_ranks
 
 __all__ = ["Means"]
 

@@ -16,7 +16,7 @@ from ldm_lightning.latent.frozen import FrozenFirstStage
 from ldm_lightning.latent.posterior import GaussianPosterior, PointPosterior
 from ldm_lightning.latent.reconstruction import ReconstructionLoss
 from ldm_lightning.latent.scale import LatentScale
-from ldm_lightning.latent.term import Term, total
+from ldm_lightning.loss import Term, total
 from ldm_lightning.nn.identity_codec import IdentityCodec
 from ldm_lightning.rng import Streams
 

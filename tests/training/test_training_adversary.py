@@ -21,7 +21,7 @@ from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Gaussian
 from ldm_lightning.latent.reconstruction import ReconstructionLoss
 from ldm_lightning.latent.regularization import Alignment, Equivariance
-from ldm_lightning.latent.term import Term, total
+from ldm_lightning.loss import Term, total
 from ldm_lightning.nn.conv_codec import ConvDecoder, ConvEncoder
 from ldm_lightning.nn.discriminator import PatchDiscriminator
 from ldm_lightning.training.adversary import Adversary

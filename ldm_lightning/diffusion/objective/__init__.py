@@ -9,7 +9,7 @@ and self-conditioning.
 from ldm_lightning.diffusion.objective.annealed import AnnealedLogitNormal
 from ldm_lightning.diffusion.objective.importance import LossSecondMoment
 from ldm_lightning.diffusion.objective.objective import Objective
-from ldm_lightning.diffusion.objective.term import Answer, Contrastive, LossTerm, Term, VelocityDirection, total
+from ldm_lightning.diffusion.objective.term import Answer, Contrastive, LossTerm, VelocityDirection
 from ldm_lightning.diffusion.objective.time_law import (
     DiscreteUniform,
     Draw,
@@ -31,6 +31,7 @@ from ldm_lightning.diffusion.objective.weighting import (
     Unit,
     Weighting,
 )
+from ldm_lightning.loss import Term, total
 
 __all__ = [
     "P2",

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ldm_lightning.errors import UserError
 from ldm_lightning.precision import KeepsPrecision
+from ldm_lightning.ranks import sum_over_ranks
 
 __all__ = ["LossSecondMoment"]
 
@@ -104,10 +105,8 @@ class LossSecondMoment(KeepsPrecision):
         """End of an optimizer step: take up what all ranks, which must all call this, have noted since the last."""
         if self._seen is None:
             return
-        seen, self._seen = self._seen, None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(seen)
-        new, squares = seen
+        new, squares = sum_over_ranks(self._seen)
+        self._seen = None
         total = self.count + new
         share = (new / total.clamp(1, self.memory)).clamp(max=1)
         self.second_moment.lerp_(squares / new.clamp(min=1), share)

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.objective.importance import LossSecondMoment
-from ldm_lightning.diffusion.objective.term import Answer, LossTerm, Term, total
+from ldm_lightning.diffusion.objective.term import Answer, LossTerm
 from ldm_lightning.diffusion.objective.time_law import DiscreteUniform, Draw, TimeLaw, independent
 from ldm_lightning.diffusion.objective.weighting import Elbo, Sigmoid, Weighting
 from ldm_lightning.diffusion.path import expand
 from ldm_lightning.diffusion.self_conditioning import ESTIMATE, first_estimate
 from ldm_lightning.errors import UserError
+from ldm_lightning.loss import Term, total
 from ldm_lightning.rng import Streams
 
 __all__ = ["Objective"]

@@ -7,11 +7,9 @@ Every term has a name, a value for each sample and a weight in the sum. A term t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -19,20 +17,7 @@ from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.prediction import Linear
 from ldm_lightning.errors import UserError
 
-__all__ = ["Answer", "Contrastive", "LossTerm", "Term", "VelocityDirection", "total"]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One term of a loss: (B,) values and their weight in the sum."""
-
-    value: Tensor
-    weight: float
-
-
-def total(terms: Mapping[str, Term]) -> Tensor:
-    """(B,) weighted sums of the terms."""
-    return torch.stack([term.weight * term.value for term in terms.values()]).sum(0)
+__all__ = ["Answer", "Contrastive", "LossTerm", "VelocityDirection"]
 
 
 @dataclass(frozen=True, eq=False)

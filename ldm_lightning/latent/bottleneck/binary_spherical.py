@@ -24,9 +24,9 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.latent.bottleneck.base import Bottleneck
 from ldm_lightning.latent.codes import bits_per_group, number_bits
 from ldm_lightning.latent.posterior import PointPosterior
-from ldm_lightning.latent.ranks import mean_over_ranks
 from ldm_lightning.latent.scale import BitScale
-from ldm_lightning.latent.term import Term
+from ldm_lightning.loss import Term
+from ldm_lightning.ranks import mean_over_ranks
 
 __all__ = ["BinarySpherical"]
 

@@ -29,9 +29,9 @@ from ldm_lightning.errors import UserError
 from ldm_lightning.latent.bottleneck.base import Bottleneck
 from ldm_lightning.latent.bottleneck.nearest import nearest_codes
 from ldm_lightning.latent.posterior import PointPosterior, Posterior
-from ldm_lightning.latent.ranks import are_several, sum_over_ranks
 from ldm_lightning.latent.scale import CodeScale, LatentScale
-from ldm_lightning.latent.term import Term
+from ldm_lightning.loss import Term
+from ldm_lightning.ranks import are_several, sum_over_ranks
 from ldm_lightning.rng import Streams
 
 __all__ = ["VectorQuantizer"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ldm_lightning.latent.codes import number_bits
-from ldm_lightning.latent.term import Term
+from ldm_lightning.loss import Term
 from ldm_lightning.rng import Streams
 
 __all__ = ["BernoulliPosterior"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ldm_lightning.latent.term import Term
+from ldm_lightning.loss import Term
 from ldm_lightning.rng import Streams
 
 __all__ = ["CategoricalPosterior"]

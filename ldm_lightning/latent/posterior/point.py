@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ldm_lightning.latent.term import Term
+from ldm_lightning.loss import Term
 from ldm_lightning.rng import Streams
 
 __all__ = ["PointPosterior"]
