@@ -47,7 +47,7 @@ from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import velocity
 from ldm_lightning.diffusion.sampler.grid import Grid
 from ldm_lightning.diffusion.sampler.trajectory import host
-from ldm_lightning.diffusion.schedule import Schedule
+from ldm_lightning.diffusion.schedule import Schedule, flow_time
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
@@ -171,7 +171,7 @@ class ProbabilityFlow:
         def slope(c: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             nonlocal evaluations
             evaluations += 1
-            t = path.schedule.time(2 * (torch.log1p(-c) - c.log())).expand(len(z0))
+            t = flow_time(path.schedule, c).expand(len(z0))
             a, s = path.coefficients(t, z0)
             with torch.enable_grad():
                 y = state[0].detach().requires_grad_()

@@ -20,6 +20,7 @@ from ldm_lightning.diffusion.schedule import (
     VarianceExploding,
     VariancePreserving,
     cosine_betas,
+    flow_time,
     laplace_betas,
     linear_betas,
     scaled_linear_betas,
@@ -143,6 +144,13 @@ def test_log_snr_inverts_time(schedule, log_snr):
 def test_log_snr_is_the_ratio_of_the_coefficients(schedule, t):
     alpha, sigma = schedule.alpha_sigma(double(t))
     assert (2 * (alpha / sigma).log()).item() == pytest.approx(schedule.log_snr(double(t)).item(), abs=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(t=TIMES)
+def test_flow_time_inverts_the_share_of_the_noise(schedule, t):
+    alpha, sigma = schedule.alpha_sigma(double(t))
+    assert flow_time(schedule, sigma / (alpha + sigma)).item() == pytest.approx(t, abs=1e-9)
 
 
 @settings(deadline=None, max_examples=50)

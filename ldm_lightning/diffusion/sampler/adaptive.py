@@ -22,6 +22,7 @@ from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock, velocity
 from ldm_lightning.diffusion.sampler.trajectory import full_precision
+from ldm_lightning.diffusion.schedule import flow_time
 from ldm_lightning.errors import UserError, nearest
 from ldm_lightning.rng import Streams
 
@@ -45,7 +46,7 @@ class _Field(nn.Module):
 
     def clean(self, clock: Tensor, y: Tensor) -> Tensor:
         """The clean data, given y at a clock."""
-        t = self.path.schedule.time(2 * (torch.log1p(-clock) - clock.log())).expand(len(y))
+        t = flow_time(self.path.schedule, clock).expand(len(y))
         return self.denoise(scale_and_clock(self.path, t, y)[0] * y, t)
 
 

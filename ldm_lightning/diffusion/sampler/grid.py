@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
-from ldm_lightning.diffusion.schedule import Schedule
+from ldm_lightning.diffusion.schedule import Schedule, flow_time
 from ldm_lightning.rng import Streams
 
 __all__ = ["Grid", "Sampler", "flow_grid", "karras_grid", "log_snr_grid", "quadratic_grid", "uniform_grid"]
@@ -47,7 +47,7 @@ def flow_grid(steps: int, schedule: Schedule) -> Tensor:
     """
     alpha, sigma = schedule.alpha_sigma(torch.ones(1, dtype=torch.float64))
     clock = torch.linspace(1, 0, steps + 1, dtype=torch.float64) * sigma / (alpha + sigma)
-    times = schedule.time(2 * (torch.log1p(-clock) - clock.log()))
+    times = flow_time(schedule, clock)
     times[0], times[-1] = 1, 0  # exact ends
     return times
 

@@ -26,6 +26,7 @@ from ldm_lightning.diffusion.sampler.trajectory import (
     levels,
     trajectory,
 )
+from ldm_lightning.diffusion.schedule import flow_time
 from ldm_lightning.rng import Streams
 
 __all__ = ["RK4"]
@@ -76,5 +77,5 @@ class RK4:
 
 def between(path: GaussianPath, clocks: list[float], z: Tensor) -> list[Level]:
     """The levels at which sigma / (alpha + sigma) has the given values."""
-    schedule, clock = host(path.schedule), torch.tensor(clocks, dtype=torch.float64)
-    return levels(schedule, schedule.time(2 * (torch.log1p(-clock) - clock.log())), z)
+    schedule = host(path.schedule)
+    return levels(schedule, flow_time(schedule, torch.tensor(clocks, dtype=torch.float64)), z)

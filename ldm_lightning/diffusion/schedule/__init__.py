@@ -18,7 +18,7 @@ from ldm_lightning.diffusion.schedule.betas import (
     sigmoid_betas,
     zero_terminal_snr,
 )
-from ldm_lightning.diffusion.schedule.linear_flow import LinearFlow
+from ldm_lightning.diffusion.schedule.linear_flow import LinearFlow, flow_time
 from ldm_lightning.diffusion.schedule.protocol import Schedule
 from ldm_lightning.diffusion.schedule.shifted import Shifted
 from ldm_lightning.diffusion.schedule.table import TableSchedule
@@ -34,6 +34,7 @@ __all__ = [
     "VarianceExploding",
     "VariancePreserving",
     "cosine_betas",
+    "flow_time",
     "laplace_betas",
     "linear_betas",
     "scaled_linear_betas",

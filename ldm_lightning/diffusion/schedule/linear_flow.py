@@ -1,4 +1,4 @@
-"""The linear flow."""
+"""The linear flow, whose time is a measure of noise for every schedule: sigma / (alpha + sigma)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-__all__ = ["LinearFlow"]
+from ldm_lightning.diffusion.schedule.protocol import Schedule
+
+__all__ = ["LinearFlow", "flow_time"]
+
+
+def _log_snr(t: Tensor) -> Tensor:
+    return 2 * (torch.log1p(-t) - t.log())
+
+
+def flow_time(schedule: Schedule, c: Tensor) -> Tensor:
+    """The time at which a schedule has sigma / (alpha + sigma) = c, as the linear flow has at t = c."""
+    return schedule.time(_log_snr(c))
 
 
 class LinearFlow(nn.Module):
@@ -18,7 +29,7 @@ class LinearFlow(nn.Module):
 
     def log_snr(self, t: Tensor) -> Tensor:
         """2 log((1 - t) / t): from +inf at t = 0 to -inf at t = 1."""
-        return 2 * (torch.log1p(-t) - t.log())
+        return _log_snr(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The t at which the schedule has this log-SNR."""
