@@ -22,7 +22,7 @@ from torch import Tensor
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.data.dataset import AUGMENTATION, drawn_captions, encode_caption
 from ldm_lightning.data.latent_files import Manifest, Shards, read_manifest, read_samples, read_texts, verify
-from ldm_lightning.data.philox import first_words
+from ldm_lightning.data.philox import first_uniforms
 from ldm_lightning.data.picture import ImageTransform, Picture
 from ldm_lightning.data.source import Source
 from ldm_lightning.errors import UserError
@@ -139,7 +139,7 @@ class LatentDataset:
             raise UserError(
                 f"{source.root} was made with {self.shards.manifest.transform}, not with {transform}: encode again"
             )
-        self.augment_seed = augment_seed if transform.flip else None
+        self.transform, self.augment_seed = transform, augment_seed if transform.flip else None
         self.caption_seed, self.labels = augment_seed, source.labels()
         self.captions: Tensor | None = None  # (M, length) int16, those of a sample one after the other
         if source.has_captions:
@@ -174,7 +174,6 @@ class LatentDataset:
     def _mirror(self, seed: int, epoch: int) -> np.ndarray:
         """(N,) 0 or 1: which samples `ImageTransform` mirrors in this epoch, found for all of them at once."""
         if self._mirrored is None or self._mirrored[0] != epoch:
-            # Its third number decides, and is below one half if the highest bit of the word behind it is 0.
-            words = first_words(seed, AUGMENTATION, epoch, np.arange(self.count))
-            self._mirrored = epoch, (words[:, 2] >> np.uint64(63) == 0).astype(np.int64)
+            draws = first_uniforms(seed, AUGMENTATION, epoch, np.arange(self.count))
+            self._mirrored = epoch, self.transform.mirrors(draws).astype(np.int64)
         return self._mirrored[1]

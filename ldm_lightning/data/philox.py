@@ -3,6 +3,9 @@
 The bit generator is numpy's Philox4x64 (Salmon et al. 2011), whose stream numpy promises never to change. The key is
 (seed, purpose), the counter starts at (0, index, epoch, 0): streams of different samples or epochs cannot overlap,
 since one stream would have to be 2**64 blocks long to reach the next.
+
+It is not the generator of `ldm_lightning.rng`, Philox4x32, which is made of tensor operations to draw a batch where its
+latents lie; here a sample draws at a time, as many numbers as it likes, in a worker process.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import zlib
 
 import numpy as np
 
-__all__ = ["first_words", "generator", "permutation"]
+__all__ = ["first_uniforms", "first_words", "generator", "permutation"]
 
 _MASK = 2**64 - 1
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
@@ -43,6 +46,11 @@ def first_words(seed: int, purpose: str, epoch: int, index: np.ndarray) -> np.nd
     """
     blocks = [index[start : start + _BLOCK] for start in range(0, len(index), _BLOCK)]
     return np.concatenate([_words(seed, purpose, epoch, block) for block in blocks] or [np.empty((0, 4), np.uint64)])
+
+
+def first_uniforms(seed: int, purpose: str, epoch: int, index: np.ndarray) -> np.ndarray:
+    """Return the (N, 4) float64 numbers in [0, 1) that ``random()`` of these generators would each begin with."""
+    return (first_words(seed, purpose, epoch, index) >> np.uint64(11)) * 2.0**-53
 
 
 def _words(seed: int, purpose: str, epoch: int, index: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from ldm_lightning.errors import UserError, nearest
 
 __all__ = ["ImageTransform", "Picture", "open_picture"]
 
+_CENTRAL = np.array([0.5, 0.5, 1.0])  # across, down, mirror: what stands for the draws where there are none
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow converts colour to grey
 
 
@@ -167,7 +168,7 @@ class ImageTransform:
             UserError: these are numbers of no agreed range, and none is set.
         """
         # All three numbers are always drawn, so that switching one option leaves the others' numbers alone.
-        draws = (0.5, 0.5, 1.0) if rng is None else tuple(rng.random(3))
+        draws = _CENTRAL if rng is None else rng.random(3)
         if isinstance(picture, Image.Image) and self.range is None and self.percentile is None:
             placed = self._place(picture.convert("L" if self.channels == 1 else "RGB"), draws)
             pixels = np.array(placed, dtype=np.float32).reshape(self.size, self.size, self.channels)
@@ -176,19 +177,31 @@ class ImageTransform:
         pixels = np.stack(planes).clip(0, 1)  # Lanczos overshoots at edges
         return torch.from_numpy(pixels).mul_(2).sub_(1).repeat(self.channels // len(planes), 1, 1)
 
-    def _place(self, picture: Image.Image, draws: tuple[float, ...]) -> Image.Image:
+    def mirrors(self, draws: np.ndarray) -> np.ndarray:
+        """Which pictures are mirrored in training.
+
+        Args:
+            draws: (..., 3 or more) uniform numbers in [0, 1), the first that the generator of each picture gives.
+
+        Returns:
+            (...) bool.
+        """
+        mirrored: np.ndarray = self.flip & (draws[..., 2] < 0.5)
+        return mirrored
+
+    def _place(self, picture: Image.Image, draws: np.ndarray) -> Image.Image:
         """Border, resize, crop and mirror."""
         picture = ImageOps.expand(picture, self.pad)
         short = min(picture.size)
         width, height = (max(self.size, round(side * self.size / short)) for side in picture.size)
         if short != self.size:
             picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-        across, down, mirror = draws
+        across, down, _ = draws
         if self.crop == "center":
             across = down = 0.5
         left, top = int(across * (width - self.size + 1)), int(down * (height - self.size + 1))
         picture = picture.crop((left, top, left + self.size, top + self.size))
-        return ImageOps.mirror(picture) if self.flip and mirror < 0.5 else picture
+        return ImageOps.mirror(picture) if self.mirrors(draws) else picture
 
     def _planes(self, picture: Picture) -> list[Image.Image]:
         """The channels, or the one that all share, of floating-point numbers from 0, black, to 1, white."""

@@ -17,7 +17,7 @@ from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.data.dataset import PictureDataset
 from ldm_lightning.data.latent_files import Manifest, Shards, Writer, read_manifest, verify
 from ldm_lightning.data.latents import LatentCache, LatentDataset
-from ldm_lightning.data.philox import first_words, generator
+from ldm_lightning.data.philox import first_uniforms, first_words, generator
 from ldm_lightning.data.picture import ImageTransform
 from ldm_lightning.data.source import Source
 from ldm_lightning.errors import UserError
@@ -90,13 +90,15 @@ def live(source: Source, **options) -> DataModule:
     return DataModule(source, FLIPPED, **{"batch_size": 8, "validation": 0.2, **options})
 
 
-def test_words_are_those_of_the_generators():
+def test_words_and_numbers_are_those_of_the_generators():
     index = np.array([0, 1, 5, 2**33, 10**6])
     for seed in (0, 3, 2**70 + 5, -1):
         for epoch in (0, 7):
             words = first_words(seed, "some", epoch, index)
-            for row, i in zip(words, index, strict=True):
+            uniforms = first_uniforms(seed, "some", epoch, index)
+            for row, numbers, i in zip(words, uniforms, index, strict=True):
                 assert (generator(seed, "some", epoch, int(i)).bit_generator.random_raw(4) == row).all()
+                assert (generator(seed, "some", epoch, int(i)).random(4) == numbers).all()
     assert first_words(0, "some", 0, index[:0]).shape == (0, 4)
 
 
