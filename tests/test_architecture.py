@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "evaluation": {"latent", "diffusion", "metrics", "data.batch"},
     "benchmark": {"nn", "diffusion", "data"},
     "experiment": {
-        "nn", "latent", "diffusion", "metrics", "data", "loggers", "training", "callbacks", "interop", "evaluation",
+        "nn", "latent", "diffusion", "metrics", "data", "loggers", "training", "callbacks", "diagnosis", "interop",
+        "evaluation",
     },
 }  # fmt: skip
 CONFIGURED = {"experiment", "cli"}  # know Hydra and OmegaConf

@@ -1,4 +1,7 @@
-"""``ldm doctor``: what looks wrong in a run, in words, and what to change, from what its folder holds."""
+"""``ldm doctor``: what looks wrong in a run, in words, and what to change.
+
+It goes by what the run's folder holds and by what its exported model does (:mod:`ldm_lightning.experiment.trial`).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from ldm_lightning.experiment.best import FOLDER, announce_stale
 from ldm_lightning.experiment.result import check_result, publish
 from ldm_lightning.experiment.run_folder import output_folder
 from ldm_lightning.experiment.saved import read_config, read_manifest
+from ldm_lightning.experiment.trial import try_model
 from ldm_lightning.loggers.csv_log import read_metrics
 
 __all__ = ["main", "read_run"]
@@ -29,7 +33,7 @@ def main(config: DictConfig) -> None:
     run = read_run(folder)
     output = output_folder(config.output, folder / "evaluation")
     check_result(output, "doctor")
-    verdicts = diagnose(run)
+    verdicts = diagnose(replace(run, trial=try_model(folder)))
     facts = {"run": str(folder), "stage": run.stage, "step": run.steps, "version": __version__}
     page = publish(output, "doctor", {**facts, "verdicts": [asdict(verdict) for verdict in verdicts]})
     announce_stale(folder / FOLDER)

@@ -24,10 +24,11 @@ from ldm_lightning.diagnosis.course import (
     warming_up,
 )
 from ldm_lightning.diagnosis.latents import collapsed_channels, exploding_scale, fine_detail, not_standardized
-from ldm_lightning.diagnosis.run import Figure, Run
+from ldm_lightning.diagnosis.run import Figure, Run, Trial
+from ldm_lightning.diagnosis.samples import few_to_validate, speckle
 from ldm_lightning.diagnosis.verdict import Verdict
 
-__all__ = ["CHECKS", "Figure", "Run", "Verdict", "diagnose"]
+__all__ = ["CHECKS", "Figure", "Run", "Trial", "Verdict", "diagnose"]
 
 CHECKS = (
     not_finite,
@@ -39,6 +40,7 @@ CHECKS = (
     exploding_scale,
     fine_detail,
     not_standardized,
+    speckle,
     dead_codes,
     discriminator_winning,
     weight_at_cap,
@@ -47,6 +49,7 @@ CHECKS = (
     adversary_silent,
     blank_pictures,
     not_validated,
+    few_to_validate,
     not_finished,
 )
 

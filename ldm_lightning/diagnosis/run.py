@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Figure", "Points", "Run", "ends"]
+from torch import Tensor
+
+__all__ = ["Figure", "Points", "Run", "Trial", "ends"]
 
 Points = Sequence[tuple[int, float]]
 
@@ -26,6 +28,25 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What the exported model does, measured when the run is looked at.
+
+    Attributes:
+        validation: items of the validation set.
+        errors: (n,) of some of them, what validation takes the mean of.
+        real: (n, C, *space) standardized latents of validation items; of a second stage.
+        drawn: (n, C, *space) latents drawn under those items' conditions by the run's sampler, without guidance.
+        missing: why there are no latents, in words.
+    """
+
+    validation: int
+    errors: Tensor
+    real: Tensor | None = None
+    drawn: Tensor | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
 class Run:
     """What a run folder holds.
 
@@ -36,6 +57,7 @@ class Run:
         finished: whether all steps were made and the artifact was written.
         running: whether a command is at work in the folder just now.
         resumable: whether there is a checkpoint.
+        trial: of the exported model; or in words why nothing is.
     """
 
     config: Mapping[str, Any]
@@ -44,6 +66,7 @@ class Run:
     finished: bool = False
     running: bool = False
     resumable: bool = False
+    trial: Trial | str = "no model has been exported yet"
 
     @property
     def stage(self) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_lightning.data.datamodule import DataModule
+from ldm_lightning.diagnosis import Trial
 from ldm_lightning.errors import UserError
 from ldm_lightning.evaluation.first_stage import measure_first_stage
 from ldm_lightning.experiment import build as parts
@@ -20,10 +22,11 @@ from ldm_lightning.experiment.load import default_device, load_first_stage, with
 from ldm_lightning.experiment.measuring import MOST, Measured, made, reference_split, watched
 from ldm_lightning.experiment.run_folder import first_stage_of
 from ldm_lightning.experiment.saved import read_artifact, read_manifest
+from ldm_lightning.experiment.trial import ITEMS, LEAST, affordable
 from ldm_lightning.nn.count import multiply_adds
 from ldm_lightning.training.first_stage import FirstStage
 
-__all__ = ["build", "derive", "details", "load", "measure", "operations"]
+__all__ = ["build", "derive", "details", "load", "measure", "operations", "trial"]
 
 load = load_first_stage
 _MOST_AT_ONCE = 64  # pictures; a run's own batch may have been that of many devices
@@ -97,3 +100,29 @@ def operations(module: FirstStage, data: DataModule) -> Mapping[str, int]:
         "to encode a picture": multiply_adds(autoencoder.encoder, x),
         "to decode it": multiply_adds(autoencoder.decoder, z),
     }
+
+
+def trial(run: str | Path, data: DataModule) -> Trial | str:
+    """Errors of its reconstructions of validation items."""
+    module = load(run).module
+    each = multiply_adds(_Way(module), torch.zeros(1, *data.shape, device=module.device))
+    n = affordable(module.device, each, ITEMS)
+    if n < LEAST:
+        return "coding a few pictures would take minutes here"
+    errors = []
+    for batch in data.loader("validation", limit=n):
+        shown = batch.x.to(module.device)
+        pairs = zip(module.reconstruct(shown).split(1), shown.split(1), strict=True)
+        errors += [module.loss.distance(seen, picture).reshape(1).cpu() for seen, picture in pairs]
+    return Trial(data.sizes["validation"], torch.cat(errors))
+
+
+class _Way(nn.Module):
+    """Of a picture through a first stage and back."""
+
+    def __init__(self, module: FirstStage) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module.reconstruct(x)

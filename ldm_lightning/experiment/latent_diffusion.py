@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from tqdm import tqdm
 from ldm_lightning.callbacks.picture_grid import enlarged, grid, png
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.data.datamodule import DataModule
+from ldm_lightning.diagnosis import Trial
+from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.errors import UserError
 from ldm_lightning.evaluation.figures import Figures
 from ldm_lightning.evaluation.likelihood import measure_likelihood
@@ -29,11 +33,14 @@ from ldm_lightning.experiment.run_folder import first_stage_of
 from ldm_lightning.experiment.sampling import choose_sampler, draw
 from ldm_lightning.experiment.saved import read_manifest
 from ldm_lightning.experiment.schema import check
+from ldm_lightning.experiment.trial import DRAWS, ITEMS, LEAST, affordable
+from ldm_lightning.loss import total
 from ldm_lightning.metrics.class_accuracy import Judge, fit_judge
 from ldm_lightning.nn.count import multiply_adds
+from ldm_lightning.rng import Streams
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 
-__all__ = ["build", "derive", "details", "load", "measure", "operations"]
+__all__ = ["build", "derive", "details", "load", "measure", "operations", "trial"]
 
 load = load_latent_diffusion
 _JUDGE_BYTES = 2 * 2**30  # of the pictures that a judge learns from, which are all in memory
@@ -143,3 +150,34 @@ def operations(module: LatentDiffusion, data: DataModule) -> Mapping[str, int]:
     """Multiply-adds of one evaluation of the network."""
     z, t = torch.zeros(1, *module.latent_shape), torch.full((1,), 0.5)
     return {"an evaluation": multiply_adds(module.denoiser.network, z, t, data.conditions(1))}
+
+
+def trial(run: str | Path, data: DataModule) -> Trial | str:
+    """Its errors on validation items, and samples under their conditions."""
+    module = load(run).module
+    device = module.device
+    z, t = torch.zeros(1, *module.latent_shape, device=device), torch.full((1,), 0.5, device=device)
+    condition = {name: value.to(device) for name, value in data.conditions(1).items()}
+    each = multiply_adds(module.denoiser.network, z, t, condition)
+    n = affordable(device, each, ITEMS)
+    if n < LEAST:
+        return "asking the denoiser a few times would take minutes here"
+    errors = [_errors(module, batch.to(device)).cpu() for batch in data.loader("validation", limit=n)]
+    found = Trial(data.sizes["validation"], torch.cat(errors))
+    draws = affordable(device, each * module.sampler.evaluations, DRAWS)
+    if draws < min(LEAST, len(found.errors)):
+        return replace(found, missing=f"drawing {LEAST} samples would take minutes here: look at samples/")
+    real, drawn = [], []
+    for batch in data.loader("validation", limit=draws):
+        own = batch.to(device)
+        real.append(module.first_stage.encode(own.x, Streams(module.seed, own.index)).cpu())
+        drawn.append(module.sample_latents(own.index, own.condition, module.seed, guidance=ClassifierFree()).cpu())
+    return replace(found, real=torch.cat(real), drawn=torch.cat(drawn))
+
+
+@torch.no_grad()
+def _errors(module: LatentDiffusion, batch: Batch) -> Tensor:
+    """(B,) losses of a batch, as validation has them."""
+    streams = Streams(module.seed, batch.index)
+    z0 = module.first_stage.encode(batch.x, streams)
+    return total(module.objective.losses(module.denoiser, z0, batch.condition, streams))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and some verbs only ask for 
     from torch import Tensor
 
     from ldm_lightning.data.datamodule import DataModule
+    from ldm_lightning.diagnosis import Trial
     from ldm_lightning.experiment.measuring import Measured
 
 __all__ = ["STAGES", "Stage", "recorded", "stage_of"]
@@ -35,8 +36,8 @@ class Stage:
 
     Attributes:
         name: in configurations, and the kind of its artifacts.
-        home: module with ``derive``, ``build``, ``load``, ``measure``, ``details`` and ``operations``, see the methods
-            here; imported when first needed.
+        home: module with ``derive``, ``build``, ``load``, ``measure``, ``details``, ``operations`` and, if it can be
+            tried, ``trial``, see the methods here; imported when first needed.
         learned: what the names of the parameters begin with that its artifact holds.
         recorded: keys that its recorded configuration always has, beside those of all stages.
         stands_on_first_stage: whether it trains in the latent space of another model, so that it may train on cached
@@ -83,6 +84,13 @@ class Stage:
         """Multiply-adds of one item, by what they are for."""
         counts: Mapping[str, int] = self._home.operations(module, data)
         return counts
+
+    def trial(self, run: str | Path, data: DataModule) -> Trial | str:
+        """What its exported model does, for ``ldm doctor``; or in words why it cannot be tried."""
+        if not hasattr(self._home, "trial"):
+            return f"{self.home} has no function trial"
+        found: Trial | str = self._home.trial(run, data)
+        return found
 
     @property
     def _home(self) -> Any:

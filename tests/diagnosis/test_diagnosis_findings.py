@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+import torch
 
-from ldm_lightning.diagnosis import CHECKS, Run, diagnose
+from ldm_lightning.diagnosis import CHECKS, Run, Trial, diagnose
 from ldm_lightning.diagnosis import adversary as game
 from ldm_lightning.diagnosis.codes import dead_codes
 from ldm_lightning.diagnosis.course import (
@@ -79,6 +80,7 @@ HEALTHY = Run(
     },
     finished=True,
     resumable=True,
+    trial=Trial(400, torch.linspace(0.5, 1.5, 200)),
 )
 
 
@@ -94,7 +96,7 @@ def found(run: Run) -> list[str]:
 def test_a_healthy_run_has_no_finding_and_says_what_was_looked_at() -> None:
     verdicts = diagnose(HEALTHY)
     assert {verdict.state for verdict in verdicts} == {"fine"}
-    assert len(verdicts) == 9
+    assert len(verdicts) == 10
     assert any("2 of 2 channels are active @50" in verdict.seen for verdict in verdicts)
 
 
@@ -408,5 +410,5 @@ def test_the_last_figure_is_the_one_logged_last_over_whatever_number() -> None:
 def test_all_checks_are_listed() -> None:
     from ldm_lightning import diagnosis
 
-    modules = (diagnosis.adversary, diagnosis.codes, diagnosis.course, diagnosis.latents)
+    modules = (diagnosis.adversary, diagnosis.codes, diagnosis.course, diagnosis.latents, diagnosis.samples)
     assert {check.__name__ for check in CHECKS} == {name for module in modules for name in module.__all__}
