@@ -8,9 +8,9 @@ the boxes around the points (Theis et al. 2016): with noise u of density q insid
 
 The flow of a diffusion model knows a density at every time. Just before the clean end the marginal of a model that was
 trained on the points is a Gaussian of deviation sigma / alpha around each of them. So this is the noise to add, cut off
-at the borders of the cell (Zheng et al. 2023, "Improved techniques for maximum likelihood estimation for diffusion
-ODEs": truncated-normal dequantization): for the optimal model the bound is off by the mass cut off alone. Uniform noise
-is where such a model has never seen anything.
+at the borders of the cell (Zheng et al., ICML 2023, "Improved techniques for maximum likelihood estimation for
+diffusion ODEs": truncated-normal dequantization): for the optimal model the bound is off by the mass cut off alone.
+Uniform noise is where such a model has never seen anything.
 
 The variational bound needs no noise: its decoder becomes a choice among cells (Ho et al. 2020, eq. 13).
 """
