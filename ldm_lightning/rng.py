@@ -1,6 +1,6 @@
 r"""Stateless random numbers: the same sample gets the same noise whatever batch, rank or worker it lands in.
 
-A draw is a pure function of (seed, purpose, epoch or step, global sample index). No generator is carried along, so
+A draw is a pure function of (seed, purpose, epoch, global sample index). No generator is carried along, so
 nothing has to be saved to resume, and splitting a batch differently changes no number. The function is Philox4x32-10
 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a bijection of a 128-bit counter under a 64-bit
 key: ten rounds of
@@ -76,7 +76,8 @@ class Streams:
     Attributes:
         seed: the experiment's seed.
         index: (B,) int64, global sample numbers; its device is where the numbers are made.
-        step: training epoch, or 0 where every pass must see the same numbers (validation, sampling).
+        epoch: pass over the data; 0 where every pass must see the same numbers (validation, sampling). What is drawn
+            for a step and not for a sample counts steps in its place.
 
     Every draw names its ``purpose`` ("noise", "time", ...): different purposes are independent, the same purpose
     twice gives the same numbers twice.
@@ -84,13 +85,13 @@ class Streams:
 
     seed: int
     index: Tensor
-    step: int = 0
+    epoch: int = 0
 
     def _words(self, purposes: Sequence[str], count: int) -> Tensor:
         """(K, B, count) int64 tensor of uniform 32-bit words, for K purposes."""
         block = torch.arange((count + 3) // 4, dtype=torch.int64, device=self.index.device)
         index = self.index.to(torch.int64)[:, None]
-        counter = (block[None], index & _MASK, (index >> 32) & _MASK, torch.full_like(index, self.step & _MASK))
+        counter = (block[None], index & _MASK, (index >> 32) & _MASK, torch.full_like(index, self.epoch & _MASK))
         low, high = self.seed & _MASK, (self.seed >> 32) & _MASK
         keys = tuple((low, zlib.crc32(purpose.encode()) ^ high) for purpose in purposes)
         return torch.stack(_philox(counter, keys), dim=-1).flatten(2)[..., :count]

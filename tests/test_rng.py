@@ -17,8 +17,8 @@ N = 20_000
 WORDS = st.integers(0, 2**32 - 1)
 
 
-def streams(seed: int = 0, count: int = N, step: int = 0, start: int = 0) -> Streams:
-    return Streams(seed, torch.arange(start, start + count), step)
+def streams(seed: int = 0, count: int = N, epoch: int = 0, start: int = 0) -> Streams:
+    return Streams(seed, torch.arange(start, start + count), epoch)
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -107,7 +107,7 @@ def test_dimensions_are_uncorrelated_in_value_and_in_size(draw, power):
 OTHERS = {
     "neighbouring sample": streams(start=1),
     "sample 2^32 further": streams(start=2**32),
-    "next epoch": streams(step=1),
+    "next epoch": streams(epoch=1),
     "next seed": streams(seed=1),
     "negative seed": streams(seed=-1),
     "seed 2^32 further": streams(seed=2**32),
@@ -139,7 +139,7 @@ def test_purposes_in_use_never_collide():
     assert len(draws) == len(purposes)
 
 
-# --- a pure function of (seed, purpose, step, index) -----------------------------------------------------------------
+# --- a pure function of (seed, purpose, epoch, index) ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (4, 5, 5), (4, 16, 16)])
@@ -148,7 +148,7 @@ def test_a_sample_does_not_depend_on_its_batch(draw, shape):
     index = torch.tensor([7, 0, 2**40 + 3, 12345, 2**32, 1, 99, *range(200, 260)])
 
     def numbers(part: torch.Tensor) -> torch.Tensor:
-        return getattr(Streams(-5, part, step=3), draw)("noise", shape)
+        return getattr(Streams(-5, part, epoch=3), draw)("noise", shape)
 
     whole = numbers(index)
     assert whole.shape == (len(index), *shape)
@@ -181,8 +181,8 @@ def test_global_random_state_is_neither_read_nor_changed():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_integers_agree_across_devices_and_normals_to_rounding():
-    on_gpu = Streams(3, torch.arange(1000, device="cuda"), step=2)
-    on_cpu = Streams(3, torch.arange(1000), step=2)
+    on_gpu = Streams(3, torch.arange(1000, device="cuda"), epoch=2)
+    on_cpu = Streams(3, torch.arange(1000), epoch=2)
     assert torch.equal(on_gpu.uniform("time", (64,)).cpu(), on_cpu.uniform("time", (64,)))
     torch.testing.assert_close(on_gpu.normal("noise", (64,)).cpu(), on_cpu.normal("noise", (64,)), rtol=0, atol=1e-5)
 
@@ -191,6 +191,6 @@ def test_integers_agree_across_devices_and_normals_to_rounding():
 def test_draws_for_several_purposes_are_those_for_each(shape):
     """To the bit."""
     purposes = ["sampler/0", "sampler/17", "bound/3"]
-    drawn = Streams(5, torch.arange(7) * 7919, step=2)
+    drawn = Streams(5, torch.arange(7) * 7919, epoch=2)
     for purpose, numbers in zip(purposes, drawn.normals(purposes, shape), strict=True):
         assert torch.equal(drawn.normal(purpose, shape), numbers)

@@ -93,7 +93,7 @@ def gap(numbers: Tensor) -> float:
 @pytest.mark.parametrize("start", [0, 12345, 2**40])
 @pytest.mark.parametrize("count", [10, 100, 5000])
 def test_neighbouring_samples_get_evenly_spread_numbers(start, count):
-    spread = low_discrepancy(Streams(3, torch.arange(start, start + count), step=7))
+    spread = low_discrepancy(Streams(3, torch.arange(start, start + count), epoch=7))
     assert spread.dtype == torch.float32
     assert ((spread >= 0) & (spread < 1)).all()
     assert gap(spread) < 2.7 / count  # independent ones: about log(count) / count
@@ -295,7 +295,7 @@ def test_losses_do_not_depend_on_the_batch_split_bit_for_bit(path, signal_left, 
     denoiser = Denoiser(network, path, Edm() if signal_left else Flow())
 
     def losses(rows: Tensor) -> Tensor:
-        return objective.loss(denoiser, z0[rows], {"class": label[rows]}, Streams(0, index[rows], step=2))
+        return objective.loss(denoiser, z0[rows], {"class": label[rows]}, Streams(0, index[rows], epoch=2))
 
     whole, order = losses(torch.arange(100)), torch.randperm(100)
     assert torch.equal(whole, torch.cat([losses(rows) for rows in torch.arange(100).split(sizes)]))

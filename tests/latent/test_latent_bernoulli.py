@@ -53,8 +53,8 @@ def test_draws_are_bits_with_the_probabilities_of_the_logits():
 
 def test_a_draw_does_not_depend_on_its_batch_and_the_mode_is_the_likelier_bit():
     posterior, index = random_posterior(50, 2, 3), torch.arange(50)
-    part = BernoulliPosterior(posterior.logits[33:]).sample(Streams(0, index[33:], step=4))
-    assert torch.equal(posterior.sample(Streams(0, index, step=4))[33:], part)
+    part = BernoulliPosterior(posterior.logits[33:]).sample(Streams(0, index[33:], epoch=4))
+    assert torch.equal(posterior.sample(Streams(0, index, epoch=4))[33:], part)
     assert torch.equal(posterior.mode(), (posterior.logits.sigmoid() > 0.5).float())
 
 

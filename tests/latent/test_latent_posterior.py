@@ -62,10 +62,10 @@ def test_sample_has_the_distribution_of_the_posterior():
 
 def test_sample_belongs_to_the_picture_not_to_the_batch():
     posterior, index = random_posterior(40, 3, 2, 2), torch.arange(40) * 31
-    whole = posterior.sample(Streams(0, index, step=4))
-    part = GaussianPosterior(posterior.mean[33:], posterior.log_var[33:]).sample(Streams(0, index[33:], step=4))
+    whole = posterior.sample(Streams(0, index, epoch=4))
+    part = GaussianPosterior(posterior.mean[33:], posterior.log_var[33:]).sample(Streams(0, index[33:], epoch=4))
     assert torch.equal(whole[33:], part)
-    assert not (whole == posterior.sample(Streams(0, index, step=5))).any()
+    assert not (whole == posterior.sample(Streams(0, index, epoch=5))).any()
 
 
 def test_sample_passes_gradients_to_both_parameters():

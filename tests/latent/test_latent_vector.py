@@ -17,7 +17,7 @@ from ldm_lightning.rng import Streams
 def train(quantizer: VectorQuantizer, features: Tensor, step: int, parts: int = 1, seed: int = 0) -> None:
     index = torch.arange(len(features))
     for rows, own in zip(features.chunk(parts), index.chunk(parts), strict=True):
-        quantizer.observe(quantizer(rows), Streams(seed, own, step=3), step)
+        quantizer.observe(quantizer(rows), Streams(seed, own, epoch=3), step)
     quantizer.advance(step)
 
 

@@ -58,7 +58,7 @@ def low_discrepancy(streams: Streams) -> Tensor:
     """
     # Integers, in units of 2^-32, wrap around exactly, whatever the sample's number. One shift serves all samples.
     shift = (Streams(streams.seed, torch.zeros_like(streams.index[:1])).uniform("low_discrepancy") * 2**32).long()
-    turns = streams.index.long() * 0x9E3779B9 + streams.step * 0x6A09E667 + shift
+    turns = streams.index.long() * 0x9E3779B9 + streams.epoch * 0x6A09E667 + shift
     return ((turns & 0xFFFFFFFF) >> 8).float() * 2.0**-24
 
 
