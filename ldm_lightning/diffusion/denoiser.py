@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ldm_lightning.diffusion.path import Path, check_path
+from ldm_lightning.diffusion.needs import check_path
+from ldm_lightning.diffusion.path import Path
 from ldm_lightning.diffusion.prediction import Prediction
 from ldm_lightning.errors import UserError
 
@@ -29,7 +30,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, network: nn.Module, path: Path, prediction: Prediction) -> None:
         super().__init__()
-        check_path("prediction", prediction.question, path)
+        check_path("prediction", prediction, path)
         if getattr(prediction, "needs_signal", False) and path.schedule.alpha_sigma(torch.ones(1))[0].item() < 1e-6:
             raise UserError(
                 f"prediction={type(prediction).__name__.lower()} cannot start from a schedule whose last step holds no "

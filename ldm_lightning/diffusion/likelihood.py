@@ -43,6 +43,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.dequantization import HALF_CELL, cell_log_mass, cell_noise
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.learned_variance import VarianceDenoise, step_nats
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import velocity
 from ldm_lightning.diffusion.sampler.grid import Grid
@@ -70,7 +71,7 @@ class Likelihood:
 
 
 class LikelihoodMethod(Protocol):
-    """A way to the likelihood of latents; the annotation of ``path`` in its call says on which paths.
+    """A way to the likelihood of latents; its paths it declares as :class:`~ldm_lightning.diffusion.needs.Needs`.
 
     Attributes:
         label: of the figure.
@@ -124,6 +125,7 @@ class ProbabilityFlow:
     """
 
     label: ClassVar[str] = "nll"
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
     tolerance: float = 1e-5
     probes: int | None = 1
     start: float = 1e-6
@@ -251,6 +253,7 @@ class VariationalBound:
     """
 
     label: ClassVar[str] = "nll_bound"
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath, BernoulliPath))
     steps: int = 1000
     grid: Grid = bound_grid
 

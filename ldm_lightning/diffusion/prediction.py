@@ -18,22 +18,27 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath
 
 __all__ = ["Bits", "Clean", "Edm", "Epsilon", "Flow", "LearnedVariance", "Linear", "Prediction", "Velocity"]
 
 
 class Prediction(Protocol):
-    """One parameterization; the annotation of ``path`` in :meth:`question` says on which paths.
+    """One parameterization.
 
     The further arguments of :meth:`target` and :meth:`answer` are the path's coefficients at the time in question,
     which broadcast over the latents.
 
     Attributes:
         outputs_per_channel: how many network outputs describe one latent channel; the first ones are the prediction.
+        learns_variance: whether the second ones are f of :mod:`~ldm_lightning.diffusion.learned_variance`.
+        needs: on which paths.
     """
 
     outputs_per_channel: ClassVar[int] = 1
+    learns_variance: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs()
 
     def question(self, path: Any, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is given in place of ``z`` and (B,) ``t``."""
@@ -50,6 +55,8 @@ class Prediction(Protocol):
 
 class Linear(Prediction, Protocol):
     """One on a Gaussian path; ``alpha`` and ``sigma`` broadcast over the latents."""
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     @property
     def needs_signal(self) -> bool:
@@ -181,6 +188,7 @@ class LearnedVariance(Linear):
     """
 
     outputs_per_channel: ClassVar[int] = 2
+    learns_variance: ClassVar[bool] = True
 
     mean: Linear
 
@@ -209,6 +217,8 @@ class LearnedVariance(Linear):
 @dataclass(frozen=True)
 class Bits(Prediction):
     """The logits of the probabilities of a one, on a Bernoulli path."""
+
+    needs: ClassVar[Needs] = Needs(paths=(BernoulliPath,))
 
     def question(self, path: BernoulliPath, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The bits, -1 or 1, as they are."""

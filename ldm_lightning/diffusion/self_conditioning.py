@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import Denoise
-from ldm_lightning.diffusion.sampler import AdaptiveODE, Sampler
+from ldm_lightning.diffusion.needs import needs_of
+from ldm_lightning.diffusion.sampler import Sampler
 from ldm_lightning.errors import UserError
 
 __all__ = ["ESTIMATE", "check_evaluated_once", "first_estimate", "remembering"]
@@ -60,10 +61,10 @@ def check_evaluated_once(sampler: Sampler) -> None:
     """Refuse a sampler that needs a function of z and t alone.
 
     Raises:
-        UserError: the adaptive solver, which compares answers and takes steps back.
+        UserError: it does, as the adaptive solver, which compares answers and takes steps back.
     """
-    if isinstance(sampler, AdaptiveODE):
+    if needs_of(sampler).memoryless:
         raise UserError(
-            "sampler=adaptive solves an equation, but an answer of a self-conditioned model depends on the one before: "
-            "choose another sampler, such as heun"
+            f"{type(sampler).__name__} solves an equation, as sampler=adaptive does, but an answer of a "
+            "self-conditioned model depends on the one before: choose another sampler, such as heun"
         )

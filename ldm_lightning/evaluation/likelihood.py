@@ -13,7 +13,8 @@ from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.learned_variance import observed
 from ldm_lightning.diffusion.likelihood import LikelihoodMethod
-from ldm_lightning.diffusion.path import BernoulliPath, check_path
+from ldm_lightning.diffusion.needs import check_path
+from ldm_lightning.diffusion.path import BernoulliPath
 from ldm_lightning.errors import UserError
 from ldm_lightning.evaluation.figures import Figures, number
 from ldm_lightning.latent.frozen import FrozenFirstStage
@@ -48,7 +49,7 @@ def measure_likelihood(
     Raises:
         UserError: the latents are codes of a book; or some are discrete and others not.
     """
-    check_path("likelihood", method.__call__, denoiser.path)
+    check_path("likelihood", method, denoiser.path)
     bits = isinstance(denoiser.path, BernoulliPath)
     nats, evaluations, spacings = [], [], []
     for batch in batches:

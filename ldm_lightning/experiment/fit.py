@@ -1,8 +1,7 @@
 """Whether the parts of a second stage fit each other; what does not is refused before anything is written.
 
-Samplers and predictions say by an annotation which paths they are for
-(:func:`~ldm_lightning.diffusion.path.check_path`). Whether times and weights need a signal-to-noise ratio is found out
-by asking each for one number.
+Samplers, predictions and terms of the loss declare what they need (:class:`~ldm_lightning.diffusion.needs.Needs`).
+Whether times and weights need a signal-to-noise ratio is found out by asking each for one number.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ from __future__ import annotations
 import torch
 
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.objective import Contrastive, VarianceBound, VelocityDirection
-from ldm_lightning.diffusion.path import BernoulliPath, check_path
-from ldm_lightning.diffusion.prediction import LearnedVariance
-from ldm_lightning.diffusion.sampler import Sampler, learned_variance
+from ldm_lightning.diffusion.needs import check_path, is_for, needs_of
+from ldm_lightning.diffusion.path import BernoulliPath
+from ldm_lightning.diffusion.sampler import Sampler
 from ldm_lightning.errors import UserError
 from ldm_lightning.latent.scale import BitScale
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
@@ -29,14 +27,15 @@ def check_fit(module: LatentDiffusion) -> None:
     """
     path = module.denoiser.path
     check_sampler(module.sampler, module.denoiser)
-    learned = isinstance(module.denoiser.prediction, LearnedVariance)
-    if learned != any(isinstance(term, VarianceBound) for term in module.objective.terms.values()):
+    if _learned(module.denoiser) != any(needs_of(term).variance for term in module.objective.terms.values()):
         raise UserError(
             "prediction=learned_variance and objective=hybrid, which trains the variance, belong together: choose both "
             "or neither"
         )
     if isinstance(path, BernoulliPath):
         _check_bits(module, path)
+    for name, term in module.objective.terms.items():
+        check_path(f"objective.terms.{name}", term, path)
 
 
 def check_sampler(sampler: Sampler, denoiser: Denoiser) -> None:
@@ -45,14 +44,16 @@ def check_sampler(sampler: Sampler, denoiser: Denoiser) -> None:
     Raises:
         UserError: it is for another path, or asks for a variance that was not learned.
     """
-    check_path("sampler", sampler.__call__, denoiser.path)
-    variance = getattr(sampler, "variance", None)
-    asks = getattr(variance, "func", variance) is learned_variance
-    if asks and not isinstance(denoiser.prediction, LearnedVariance):
+    check_path("sampler", sampler, denoiser.path)
+    if needs_of(sampler).variance and not _learned(denoiser):
         raise UserError(
             "the sampler asks for a variance, which this model has not learned: choose sampler=ddpm, or train with "
             "prediction=learned_variance objective=hybrid"
         )
+
+
+def _learned(denoiser: Denoiser) -> bool:
+    return getattr(denoiser.prediction, "learns_variance", False)
 
 
 def _check_bits(module: LatentDiffusion, path: BernoulliPath) -> None:
@@ -69,7 +70,7 @@ def _check_bits(module: LatentDiffusion, path: BernoulliPath) -> None:
     except UserError as error:
         raise UserError(f"objective: {error}: choose objective=uniform") from error
     for name, term in module.objective.terms.items():
-        if isinstance(term, VelocityDirection | VarianceBound | Contrastive):
+        if not is_for(term, path):
             raise UserError(f"objective.terms.{name} is for continuous latents, not for bits: choose objective=uniform")
     if module.objective.self_conditioning:
         raise UserError("objective.self_conditioning shows estimates of continuous latents, not of bits: set it to 0")

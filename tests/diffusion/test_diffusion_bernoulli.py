@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.likelihood import ProbabilityFlow, VariationalBound
+from ldm_lightning.diffusion.needs import Needs, check_path
 from ldm_lightning.diffusion.objective import DiscreteUniform, LogitNormal, LogNormal, MinSnr, Objective, Uniform, Unit
-from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath, check_path, cosine_keep, linear_keep
+from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath, cosine_keep, linear_keep
 from ldm_lightning.diffusion.prediction import Bits, Flow
 from ldm_lightning.diffusion.sampler import BernoulliAncestral, Euler, Heun
 from ldm_lightning.diffusion.schedule import LinearFlow
@@ -296,32 +297,38 @@ def test_what_asks_for_a_signal_to_noise_ratio_is_refused(path):
 # --- who is for which path -------------------------------------------------------------------------------------------
 
 
-def test_annotations_say_who_is_for_which_path(path):
+def test_parts_declare_the_paths_they_are_for(path):
     flow = GaussianPath(LinearFlow())
-    check_path("sampler", BernoulliAncestral().__call__, path)
-    check_path("sampler", Heun().__call__, flow)
-    check_path("likelihood", VariationalBound().__call__, path)
-    check_path("likelihood", VariationalBound().__call__, flow)
+    check_path("sampler", BernoulliAncestral(), path)
+    check_path("sampler", Heun(), flow)
+    check_path("likelihood", VariationalBound(), path)
+    check_path("likelihood", VariationalBound(), flow)
     with pytest.raises(UserError, match=r"Euler is for a GaussianPath.*sampler=bernoulli_ancestral"):
-        check_path("sampler", Euler().__call__, path)
+        check_path("sampler", Euler(), path)
     with pytest.raises(UserError, match=r"BernoulliAncestral is for a BernoulliPath.*sampler=euler"):
-        check_path("sampler", BernoulliAncestral().__call__, flow)
+        check_path("sampler", BernoulliAncestral(), flow)
     with pytest.raises(UserError, match="likelihood=bound"):
-        check_path("likelihood", ProbabilityFlow().__call__, path)
+        check_path("likelihood", ProbabilityFlow(), path)
     with pytest.raises(UserError, match="prediction=bits"):
         Denoiser(nn.Identity(), path, Flow())
     with pytest.raises(UserError, match="prediction=flow"):
         Denoiser(nn.Identity(), flow, Bits())
 
 
-def test_what_says_nothing_is_for_all_paths(path):
+def test_what_declares_nothing_is_for_all_paths_whatever_it_annotates(path):
     class Own:
-        def __call__(self, denoise, path, z, streams): ...
+        def __call__(self, denoise, path: GaussianPath, z, streams): ...
 
-        def unresolved(self, path: Nowhere): ...  # noqa: F821
+    check_path("sampler", Own(), path)
 
-    check_path("sampler", Own().__call__, path)
-    check_path("sampler", Own().unresolved, path)
+
+def test_a_part_of_ones_own_is_checked_by_what_it_declares(path):
+    class Own:
+        needs = Needs(paths=(GaussianPath,))
+
+    check_path("sampler", Own(), GaussianPath(LinearFlow()))
+    with pytest.raises(UserError, match=r"Own is for a GaussianPath.*sampler=bernoulli_ancestral"):
+        check_path("sampler", Own(), path)
 
 
 # --- likelihood ------------------------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ldm_lightning.diffusion.denoiser import Denoiser
+from ldm_lightning.diffusion.needs import Needs
+from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.prediction import Linear
 from ldm_lightning.errors import UserError
 
@@ -49,7 +51,7 @@ class Answer:
 
 
 class LossTerm(Protocol):
-    """A term that is added to the denoising error."""
+    """A term that is added to the denoising error; what it needs it declares as ``needs``."""
 
     @property
     def weight(self) -> float:
@@ -80,6 +82,8 @@ class VelocityDirection:
     Raises:
         UserError: it is negative, which would reward wrong directions.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     weight: float = 1.0
 
@@ -116,6 +120,8 @@ class Contrastive:
     Raises:
         UserError: it is not, so that the loss has no minimum.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     strength: float = 0.05
 

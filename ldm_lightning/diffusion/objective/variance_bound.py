@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.learned_variance import fraction_of, step_nats
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.objective.term import Answer
+from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.errors import UserError
 
 __all__ = ["VarianceBound"]
@@ -29,6 +32,8 @@ class VarianceBound:
     Raises:
         UserError: fewer than two steps, or a negative weight.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,), variance=True)
 
     steps: int = 1000
     weight: float = 0.001

@@ -4,7 +4,8 @@ Each is a small frozen dataclass called as ``sampler(denoise, path, z, streams)`
 
 - ``denoise(z, t)`` answers the clean latents (a guided :class:`~ldm_lightning.diffusion.denoiser.Denoiser`): on a
   Gaussian path their mean, for bits the logits of a one,
-- ``path`` is the corruption being undone; its annotation says for which kinds of path the method is,
+- ``path`` is the corruption being undone, of a kind that the class attribute ``needs`` says
+  (:class:`~ldm_lightning.diffusion.needs.Needs`),
 - ``z`` is a draw from ``path.prior``,
 - ``streams`` gives each sample its own noise, so a sample does not depend on the batch it is made in.
 

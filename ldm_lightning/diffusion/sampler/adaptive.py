@@ -14,11 +14,13 @@ asked for in any batch. Batches of another split take other steps and agree to t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock, velocity
 from ldm_lightning.diffusion.sampler.trajectory import full_precision
@@ -69,6 +71,8 @@ class AdaptiveODE:
             ``denoise`` if it is an ``nn.Module``; whatever else a plain function closes over is a constant.
         last: sigma / (alpha + sigma) from which the clean data are answered at once.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,), memoryless=True)
 
     steps: int = 100
     method: str = "dopri5"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import BernoulliPath
 from ldm_lightning.diffusion.path.bernoulli import bits
 from ldm_lightning.errors import UserError
@@ -27,6 +29,8 @@ class BernoulliAncestral:
     Attributes:
         steps: number of steps, evenly spaced in time, equal to the number of network evaluations.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(BernoulliPath,))
 
     steps: int = 100
 

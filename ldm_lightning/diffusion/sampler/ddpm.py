@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
 from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, full_precision, step_size, trajectory
-from ldm_lightning.diffusion.sampler.variance import Variance, lower_variance
+from ldm_lightning.diffusion.sampler.variance import Variance, learned_variance, lower_variance
 from ldm_lightning.rng import Streams
 
 __all__ = ["DDPM"]
@@ -30,6 +31,12 @@ class DDPM:
     steps: int = 250
     grid: Grid = uniform_grid
     variance: Variance = lower_variance
+
+    @property
+    def needs(self) -> Needs:
+        """A learned variance only where it is drawn by."""
+        chosen = getattr(self.variance, "func", self.variance)
+        return Needs(paths=(GaussianPath,), variance=chosen is learned_variance)
 
     @property
     def evaluations(self) -> int:

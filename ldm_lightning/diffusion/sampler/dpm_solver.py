@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
 from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, full_precision, step_size, trajectory
@@ -42,6 +44,8 @@ class DPMSolver2M:
         eta: 0 the deterministic method, 1 its SDE form; between them the noise injected grows.
         grid: times of the steps.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     steps: int = 25
     eta: float = 0.0

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
 from ldm_lightning.diffusion.sampler.heun import heun_step
@@ -51,6 +53,8 @@ class EDM:
 
     The defaults are those of the paper's table 5 for ImageNet but for ``s_noise`` = 1.003.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     steps: int = 25
     s_churn: float = 40.0

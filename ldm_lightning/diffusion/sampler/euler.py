@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
 from ldm_lightning.diffusion.sampler.trajectory import full_precision, trajectory
@@ -23,6 +25,8 @@ class Euler:
         steps: number of steps, equal to the number of network evaluations.
         grid: times of the steps.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     steps: int = 50
     grid: Grid = uniform_grid

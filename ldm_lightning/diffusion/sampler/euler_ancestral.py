@@ -13,10 +13,12 @@ it is the same method in other letters, and at eta = 1 the same as DDPM.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.ddim import DDIM
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
@@ -34,6 +36,8 @@ class EulerAncestral:
         eta: factor in [0, 1] on the fresh noise.
         grid: times of the steps.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     steps: int = 50
     eta: float = 1.0

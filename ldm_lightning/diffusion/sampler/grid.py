@@ -20,7 +20,7 @@ Grid = Callable[[int, Schedule], Tensor]
 
 
 class Sampler(Protocol):
-    """A way from noise to clean latents; the annotation of ``path`` in its call says on which paths."""
+    """A way from noise to clean latents; what it needs it declares as :class:`~ldm_lightning.diffusion.needs.Needs`."""
 
     steps: int
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
 from ldm_lightning.diffusion.sampler.trajectory import Level, Scale, coordinates, flow_scale, full_precision, trajectory
@@ -37,6 +39,8 @@ class Heun:
             the root of t and the last step, of first order, would dominate the error.
         scale: coordinates of the ODE; ``signal_scale`` is the published form, for paths with signal at t = 1 only.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     steps: int = 25
     grid: Grid = flow_grid

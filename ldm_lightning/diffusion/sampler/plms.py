@@ -20,10 +20,12 @@ third order (that of its start-up) on steps evenly spaced in the clock, ``flow_g
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
 from ldm_lightning.diffusion.sampler.trajectory import Scale, coordinates, flow_scale, full_precision, trajectory
@@ -43,6 +45,8 @@ class PLMS:
         grid: times of the steps; the weights are those of even steps.
         scale: coordinates of the ODE; ``signal_scale`` is the published form, for paths with signal at t = 1 only.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     steps: int = 50
     grid: Grid = flow_grid

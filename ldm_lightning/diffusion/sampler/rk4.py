@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
 from ldm_lightning.diffusion.sampler.trajectory import (
@@ -40,6 +42,8 @@ class RK4:
         steps: number of steps; it takes 4 * steps - 1 network evaluations: four a step, three in the last.
         grid: times of the steps; the order is seen on steps that are smooth in the clock.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     steps: int = 13
     grid: Grid = flow_grid

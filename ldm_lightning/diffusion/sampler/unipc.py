@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
 from ldm_lightning.diffusion.sampler.trajectory import Level, full_precision, step_size, trajectory
@@ -54,6 +56,8 @@ class UniPC:
         steps: number of steps, equal to the number of network evaluations.
         grid: times of the steps.
     """
+
+    needs: ClassVar[Needs] = Needs(paths=(GaussianPath,))
 
     steps: int = 25
     grid: Grid = flow_grid
