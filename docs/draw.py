@@ -24,8 +24,8 @@ from matplotlib.axes import Axes
 from ldm_lightning.diffusion import objective as obj
 from ldm_lightning.diffusion import sampler as smp
 from ldm_lightning.diffusion import schedule as sch
+from ldm_lightning.diffusion.denoised import Denoise, Denoised, Level, answering
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.likelihood import ProbabilityFlow, VariationalBound
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.prediction import Epsilon
@@ -132,7 +132,7 @@ def mixture_denoiser(path: GaussianPath) -> Denoise:
         share = (-away.square().sum(-1) / (2 * variance)).softmax(-1)
         return ((share @ centres) * sigma**2 + alpha * WIDTH**2 * z) / variance
 
-    return denoise
+    return answering(denoise)
 
 
 def gaussian_denoiser(path: GaussianPath) -> Denoise:
@@ -142,7 +142,7 @@ def gaussian_denoiser(path: GaussianPath) -> Denoise:
         alpha, sigma = path.coefficients(t, z)
         return alpha * DEVIATIONS**2 / ((alpha * DEVIATIONS) ** 2 + sigma**2) * z
 
-    return denoise
+    return answering(denoise)
 
 
 class _Unit:
@@ -252,9 +252,9 @@ def trajectories(folder: Path) -> None:
         chosen = within(sampler, 16)
         asked: list[Tensor] = []
 
-        def denoise(z: Tensor, t: Tensor, asked: list[Tensor] = asked) -> Tensor:
+        def denoise(z: Tensor, level: Level, asked: list[Tensor] = asked) -> Denoised:
             asked.append(z)
-            return mixture_denoiser(path)(z, t)
+            return mixture_denoiser(path)(z, level)
 
         end = chosen(denoise, path, start, streams)
         panel.scatter(*data.T, s=2, color="#D5D5D5", linewidths=0)
@@ -323,9 +323,9 @@ def adaptive(denoise: Denoise, path: GaussianPath, z: Tensor, exact: Tensor) -> 
     for tolerance in (1e-2, 1e-3, 1e-4, 1e-5):
         calls: list[Tensor] = []
 
-        def counted(z: Tensor, t: Tensor, calls: list[Tensor] = calls) -> Tensor:
-            calls.append(t)
-            return denoise(z, t)
+        def counted(z: Tensor, level: Level, calls: list[Tensor] = calls) -> Denoised:
+            calls.append(z)
+            return denoise(z, level)
 
         error = end_error(smp.AdaptiveODE(rtol=tolerance, atol=tolerance), counted, path, z, exact)
         yield len(calls), error

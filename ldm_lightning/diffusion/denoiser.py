@@ -7,12 +7,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.diffusion.denoised import Denoised
+from ldm_lightning.diffusion.learned_variance import fraction_of
 from ldm_lightning.diffusion.needs import check_path
 from ldm_lightning.diffusion.path import Path
 from ldm_lightning.diffusion.prediction import Prediction
 from ldm_lightning.errors import UserError
 
-__all__ = ["Denoiser"]
+__all__ = ["ESTIMATE", "Denoiser"]
+
+ESTIMATE = "estimate"
+"""The name under which a self-conditioned network finds an estimate among its conditions."""
 
 
 class Denoiser(nn.Module):
@@ -56,6 +61,32 @@ class Denoiser(nn.Module):
     def target(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What :meth:`forward` should answer."""
         return self.prediction.target(z0, noise, *self.path.coefficients(t, z0))
+
+    def denoise(
+        self,
+        z: Tensor,
+        t: Tensor,
+        condition: Mapping[str, Tensor],
+        drop: Tensor | None = None,
+        estimate: Tensor | None = None,
+    ) -> Denoised:
+        """All that the network says about the clean latents.
+
+        Args:
+            z: as of :meth:`forward`, and so are the next three.
+            t: (B,) times.
+            condition: tensors by name.
+            drop: where the condition is replaced.
+            estimate: shaped like ``z``, what a self-conditioned network is told of the clean latents.
+        """
+        told = condition if estimate is None else {**condition, ESTIMATE: estimate}
+        output = self(z, t, told, drop)
+        return Denoised(self.answer(z, t, output), fraction_of(output) if self.learns_variance else None)
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network tells the variance of a step, too."""
+        return getattr(self.prediction, "learns_variance", False)
 
     def clean(self, z: Tensor, t: Tensor, condition: Mapping[str, Tensor], drop: Tensor | None = None) -> Tensor:
         """The natural parameter of the clean latents given ``z``, and shaped like it.

@@ -23,86 +23,22 @@ Gaussian's integral over a cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.dequantization import cell_log_mass
-from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.path import GaussianPath, expand
-from ldm_lightning.diffusion.prediction import LearnedVariance
 
-__all__ = ["VarianceDenoise", "extremes", "fraction_of", "observed", "step_nats"]
+__all__ = ["extremes", "fraction_of", "step_nats"]
 
 T = TypeVar("T", float, Tensor)
-
-
-@runtime_checkable
-class VarianceDenoise(Protocol):
-    """A denoise function that also knows where between the extremes the variance lies.
-
-    Attributes:
-        fraction: f of the last call, (B, C, *space).
-    """
-
-    fraction: Tensor
-
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        """Answer the clean latents."""
-        ...
 
 
 def fraction_of(output: Tensor) -> Tensor:
     """f (B, C, *space) of a network's output (B, 2 C, *space): its second half, from [-1, 1] to [0, 1], not clamped."""
     return (output.chunk(2, dim=1)[1] + 1) / 2
-
-
-@dataclass(eq=False)
-class _Observed:
-    """``denoise`` that keeps f of the model's own last answer, guided or not."""
-
-    denoise: Denoise
-    fraction: Tensor
-
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        return self.denoise(z, t)
-
-
-class _Watched:
-    """A denoiser whose outputs are looked at: all that a guidance needs of it."""
-
-    def __init__(self, denoiser: Denoiser, see: Callable[[Tensor], None]) -> None:
-        self._denoiser, self._see = denoiser, see
-        self.path, self.prediction, self.parameters = denoiser.path, denoiser.prediction, denoiser.parameters
-
-    def clean(self, z: Tensor, t: Tensor, condition: Mapping[str, Tensor], drop: Tensor | None = None) -> Tensor:
-        output = self._denoiser(z, t, condition, drop)
-        self._see(output)
-        return self._denoiser.answer(z, t, output)
-
-
-def observed(denoiser: Denoiser, bind: Callable[[Denoiser], Denoise], z: Tensor) -> Denoise:
-    """The denoise function that ``bind`` makes of ``denoiser``, with its variance where the model has learned one.
-
-    Guidance steers the mean only: f is that of the rows it steers towards, which come first.
-
-    Args:
-        denoiser: the model.
-        bind: a guidance with its condition.
-        z: (B, C, *space), what the function will be called with.
-    """
-    if not isinstance(denoiser.prediction, LearnedVariance):
-        return bind(denoiser)
-
-    def see(output: Tensor) -> None:
-        watched.fraction = fraction_of(output[: len(z)])
-
-    watched = _Observed(bind(cast("Denoiser", _Watched(denoiser, see))), torch.zeros_like(z))
-    return watched
 
 
 def extremes(added: T, alpha: tuple[T, T], sigma: tuple[T, T]) -> tuple[T, T]:

@@ -40,14 +40,14 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from ldm_lightning.diffusion.denoised import Denoise, Level
 from ldm_lightning.diffusion.dequantization import HALF_CELL, cell_log_mass, cell_noise
-from ldm_lightning.diffusion.guidance import Denoise
-from ldm_lightning.diffusion.learned_variance import VarianceDenoise, step_nats
+from ldm_lightning.diffusion.learned_variance import step_nats
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import velocity
 from ldm_lightning.diffusion.sampler.grid import Grid
-from ldm_lightning.diffusion.sampler.trajectory import host
+from ldm_lightning.diffusion.sampler.trajectory import host, level_at, levels
 from ldm_lightning.diffusion.schedule import Schedule, flow_time
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
@@ -167,7 +167,7 @@ class ProbabilityFlow:
         start = self._clean(z0) if spacing is None else _within_cells(path, z0, streams, spacing)
         alpha, sigma = path.schedule.alpha_sigma(start.clock.new_ones(()))
         last, log_scale = sigma / (alpha + sigma), (alpha + sigma).log()
-        directions = self._directions(z0, streams)
+        schedule, directions = host(path.schedule), self._directions(z0, streams)
         dimensions, evaluations, tol = z0[0].numel(), 0, self.tolerance
 
         def slope(c: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -177,8 +177,8 @@ class ProbabilityFlow:
             a, s = path.coefficients(t, z0)
             with torch.enable_grad():
                 y = state[0].detach().requires_grad_()
-                clean = denoise(((a + s) * y).to(z0.dtype), t.to(torch.promote_types(z0.dtype, torch.float32)))
-                flow = velocity(y, c, clean.double())
+                level = level_at(schedule, t.to(torch.promote_types(z0.dtype, torch.float32)))
+                flow = velocity(y, c, denoise(((a + s) * y).to(z0.dtype), level).clean.double())
                 divergence = torch.zeros_like(state[1])
                 for direction in directions:
                     (pulled,) = torch.autograd.grad(flow, y, direction, retain_graph=True)
@@ -288,14 +288,12 @@ class VariationalBound:
         self, denoise: Denoise, path: GaussianPath, z0: Tensor, streams: Streams, spacing: Tensor | None
     ) -> Tensor:
         """(B,) bound on a Gaussian path."""
-        if isinstance(denoise, VarianceDenoise) and self.steps < 2:
-            raise UserError("likelihood.steps=1: a learned variance needs at least 2")
         data = z0.double()
         width = None if spacing is None else _cells(spacing.double(), data)
         schedule = host(path.schedule)
         times = self.grid(self.steps, schedule).flip(0)
         alpha, sigma = (part.to(z0.device)[:, None] for part in schedule.alpha_sigma(times))
-        exact, times = times.to(z0.device), times.to(z0.device, torch.promote_types(z0.dtype, torch.float32))
+        exact, starts = times.to(z0.device), levels(schedule, times, z0)
         snr = (alpha / sigma).square()
         # KL of N(alpha z_0, sigma^2) and the prior N(0, alpha^2 + sigma^2) at t = 1.
         power = alpha[-1] ** 2 + sigma[-1] ** 2
@@ -303,11 +301,13 @@ class VariationalBound:
         nats = (power / sigma[-1] ** 2).log() / 2 + alpha[-1] ** 2 * (mean_square - 1) / (2 * power)
         for k in range(self.steps, 0, -1):
             noise = streams.normal(f"bound/{k}", z0.shape[1:]).to(z0.dtype)
-            t = times[k].expand(len(z0))
-            clean = denoise(path.corrupt(z0, t, noise), t).double()
-            if isinstance(denoise, VarianceDenoise):
+            answer = denoise(path.corrupt(z0, starts[k].time, noise), starts[k])
+            clean, fraction = answer.clean.double(), answer.variance_fraction
+            if fraction is not None:
+                if self.steps < 2:
+                    raise UserError("likelihood.steps=1: a learned variance needs at least 2")
                 around = exact[[k - 1, k, min(k + 1, self.steps)], None].expand(-1, len(z0)).unbind()
-                nats = nats + step_nats(path, data, clean, denoise.fraction, around, cells=width)
+                nats = nats + step_nats(path, data, clean, fraction, around, cells=width)
             elif k > 1:
                 error = (data - clean).square().flatten(1).mean(1)
                 nats = nats + (snr[k - 1] - snr[k]) * error / 2
@@ -328,7 +328,7 @@ class VariationalBound:
             noise = streams.uniform(f"bound/{k}", z0.shape[1:])
             s, t = (steps[number].expand(len(z0)) for number in (k - 1, k))
             z_t = path.corrupt(data, t, noise)
-            logits = denoise(z_t.to(z0.dtype), t.to(z0.dtype)).double()
+            logits = denoise(z_t.to(z0.dtype), Level(t.to(z0.dtype), k / self.steps)).clean.double()
             if k > 1:
                 model = path.step(z_t, logits, (k - 1) / self.steps, k / self.steps)
                 nats = nats + _bernoulli_kl(path.posterior(z_t, data, s, t), model)

@@ -6,9 +6,8 @@ In training the earlier estimate is made by a first pass without gradient, :math
 samples, and zero for the others. In sampling it is what the sampler was last answered, guidance included: every
 evaluation, also the second one of a step, builds on the one before, and the first on zero.
 
-The estimate travels among the conditions, under the name :data:`ESTIMATE`. So whatever handles conditions, doubling
-them for guidance for instance, handles it too, and a network that does not read it does not notice. It is no condition
-to be dropped: the null condition comes with the same estimate.
+The network finds the estimate among its conditions, under the name :data:`ESTIMATE`, and one that does not read it does
+not notice. It is no condition to be dropped: the null condition comes with the same estimate.
 
 Without an estimate the network is a denoiser like any other, a function of z and t. That is the one of which a
 likelihood is measured, and by which a model without self-conditioning is guided.
@@ -21,15 +20,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoised, Guided, Level
+from ldm_lightning.diffusion.denoiser import ESTIMATE, Denoiser
 from ldm_lightning.diffusion.needs import needs_of
 from ldm_lightning.diffusion.sampler import Sampler
 from ldm_lightning.errors import UserError
 
-__all__ = ["ESTIMATE", "check_evaluated_once", "first_estimate", "remembering"]
-
-ESTIMATE = "estimate"
+__all__ = ["ESTIMATE", "Remembering", "check_evaluated_once", "first_estimate"]
 
 
 @torch.no_grad()
@@ -41,20 +38,18 @@ def first_estimate(denoiser: Denoiser, z: Tensor, t: Tensor, condition: Mapping[
     return clean
 
 
-def remembering(denoise: Denoise, estimate: Tensor) -> Denoise:
-    """``denoise``, which reads ``estimate`` as a condition, but leaves each answer there for the next call.
+class Remembering:
+    """The denoise function of one sampling that tells ``guided`` each time what it answered last, at first nothing."""
 
-    Args:
-        denoise: the guided denoiser of one call of a sampler.
-        estimate: (B, C, *space), zeros at first; overwritten.
-    """
+    def __init__(self, guided: Guided) -> None:
+        self._guided = guided
+        self._estimate: Tensor | None = None
 
-    def remembered(z: Tensor, t: Tensor) -> Tensor:
-        answer = denoise(z, t)
-        estimate.copy_(answer)
+    def __call__(self, z: Tensor, level: Level) -> Denoised:
+        """Answer, and remember the answer."""
+        answer = self._guided(z, level, self._estimate)
+        self._estimate = answer.clean
         return answer
-
-    return remembered
 
 
 def check_evaluated_once(sampler: Sampler) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
-from functools import partial
 
 import torch
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
-from ldm_lightning.diffusion.learned_variance import observed
 from ldm_lightning.diffusion.likelihood import LikelihoodMethod
 from ldm_lightning.diffusion.needs import check_path
 from ldm_lightning.diffusion.path import BernoulliPath
@@ -63,7 +61,7 @@ def measure_likelihood(
                 "likelihood: some pictures hold values of 8 bits and others do not, and the probability of the one and "
                 "the density of the other have no mean: measure them apart"
             )
-        denoise = observed(denoiser, partial(ClassifierFree(), condition=own.condition), z0)
+        denoise = ClassifierFree()(denoiser, own.condition)
         result = method(denoise, denoiser.path, z0, streams, spacing=spacing)
         nats.append(result.nats.cpu())
         evaluations.append(result.evaluations)

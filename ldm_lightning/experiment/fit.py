@@ -27,7 +27,7 @@ def check_fit(module: LatentDiffusion) -> None:
     """
     path = module.denoiser.path
     check_sampler(module.sampler, module.denoiser)
-    if _learned(module.denoiser) != any(needs_of(term).variance for term in module.objective.terms.values()):
+    if module.denoiser.learns_variance != any(needs_of(term).variance for term in module.objective.terms.values()):
         raise UserError(
             "prediction=learned_variance and objective=hybrid, which trains the variance, belong together: choose both "
             "or neither"
@@ -45,15 +45,11 @@ def check_sampler(sampler: Sampler, denoiser: Denoiser) -> None:
         UserError: it is for another path, or asks for a variance that was not learned.
     """
     check_path("sampler", sampler, denoiser.path)
-    if needs_of(sampler).variance and not _learned(denoiser):
+    if needs_of(sampler).variance and not denoiser.learns_variance:
         raise UserError(
             "the sampler asks for a variance, which this model has not learned: choose sampler=ddpm, or train with "
             "prediction=learned_variance objective=hybrid"
         )
-
-
-def _learned(denoiser: Denoiser) -> bool:
-    return getattr(denoiser.prediction, "learns_variance", False)
 
 
 def _check_bits(module: LatentDiffusion, path: BernoulliPath) -> None:

@@ -13,11 +13,10 @@ from torch.optim import Optimizer
 
 from ldm_lightning.data.batch import Batch
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance import Denoise, Guidance, foresee
-from ldm_lightning.diffusion.learned_variance import observed
+from ldm_lightning.diffusion.guidance import Guidance
 from ldm_lightning.diffusion.objective import Objective, Term, total
 from ldm_lightning.diffusion.sampler import Sampler
-from ldm_lightning.diffusion.self_conditioning import ESTIMATE, check_evaluated_once, remembering
+from ldm_lightning.diffusion.self_conditioning import Remembering, check_evaluated_once
 from ldm_lightning.latent.frozen import FrozenFirstStage
 from ldm_lightning.latent.posterior import PointPosterior
 from ldm_lightning.latent.scale import LatentStatistics
@@ -148,15 +147,11 @@ class LatentDiffusion(pl.LightningModule):
         path, streams, sampler = self.denoiser.path, Streams(seed, index), sampler or self.sampler
         z = path.prior(streams, self.latent_shape)
         z = z.to(next(self.denoiser.parameters(), z).dtype)
-        if self.objective.self_conditioning:
-            check_evaluated_once(sampler)
-            condition = {**condition, ESTIMATE: torch.zeros_like(z)}
-
-        def bind(denoiser: Denoiser) -> Denoise:
-            denoise = foresee((guidance or self.guidance)(denoiser, condition), sampler, path, z)
-            return remembering(denoise, condition[ESTIMATE]) if self.objective.self_conditioning else denoise
-
-        return sampler(observed(self.denoiser, bind, z), path, z, streams)
+        guided = (guidance or self.guidance)(self.denoiser, condition)
+        if not self.objective.self_conditioning:
+            return sampler(guided, path, z, streams)
+        check_evaluated_once(sampler)
+        return sampler(Remembering(guided), path, z, streams)
 
     def artifact(self, pictures: Callable[[], Iterable[Batch]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights and details that sampling needs; no pictures have to be measured for it."""

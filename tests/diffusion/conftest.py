@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.diffusion.denoised import Level
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.prediction import Clean, Edm, Epsilon, Flow, Prediction, Velocity
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid, uniform_grid
@@ -73,6 +74,11 @@ class GaussianData:
         eigenvalues, basis = torch.linalg.eigh(self.covariance)
         matrix = basis * (eigenvalues / (alpha**2 * eigenvalues + sigma**2)).sqrt() @ basis.T
         return matrix, self.mean - matrix @ (alpha * self.mean)
+
+
+def level(t: Tensor) -> Level:
+    """What a denoise function is asked at, where only the network and an interval of times matter."""
+    return Level(t, float(t[0]))
 
 
 class ToyNetwork(nn.Module):

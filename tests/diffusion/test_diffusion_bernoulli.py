@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ldm_lightning.diffusion.denoised import answering
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.likelihood import ProbabilityFlow, VariationalBound
@@ -24,6 +25,7 @@ from ldm_lightning.diffusion.sampler import BernoulliAncestral, Euler, Heun
 from ldm_lightning.diffusion.schedule import LinearFlow
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
+from tests.diffusion.conftest import level
 
 KEEPS = {"linear": linear_keep, "cosine": cosine_keep}
 
@@ -199,7 +201,7 @@ def test_draws_have_the_propagated_distribution(path, data, steps):
     count = 40_000
     streams = Streams(0, torch.arange(count))
     z = path.prior(streams, data.states.shape[1:])
-    drawn = BernoulliAncestral(steps)(data.denoise(path), path, z, streams)
+    drawn = BernoulliAncestral(steps)(answering(data.denoise(path)), path, z, streams)
     assert drawn.dtype == z.dtype == torch.float32
     counts = (drawn[:, None] == data.states).all(2).double().sum(0)
     p = propagated(data, path, steps)
@@ -212,7 +214,7 @@ def test_a_sample_does_not_depend_on_its_batch(path):
 
     def draw(part: Tensor) -> Tensor:
         streams = Streams(3, part)
-        return BernoulliAncestral(9)(TWO.denoise(path), path, path.prior(streams, (2,)), streams)
+        return BernoulliAncestral(9)(answering(TWO.denoise(path)), path, path.prior(streams, (2,)), streams)
 
     assert torch.equal(draw(index), torch.cat([draw(part) for part in index.split(7)]))
     assert not torch.equal(draw(index), draw(index + 50))
@@ -250,7 +252,7 @@ def test_every_number_of_steps_makes_as_many_evaluations_at_falling_times():
 
 def test_no_step_is_refused(path):
     with pytest.raises(UserError, match=r"sampler\.steps=0"):
-        BernoulliAncestral(0)(TWO.denoise(path), path, torch.ones(1, 2), Streams(0, torch.arange(1)))
+        BernoulliAncestral(0)(answering(TWO.denoise(path)), path, torch.ones(1, 2), Streams(0, torch.arange(1)))
 
 
 # --- denoiser, guidance, objective -----------------------------------------------------------------------------------
@@ -271,7 +273,7 @@ def test_guidance_extrapolates_logits(path):
     z, t = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.full((2,), 0.5)
     towards = denoiser.clean(z, t, condition)
     torch.testing.assert_close(towards, z * 0.5 + torch.tensor([[1.0], [3.0]]))
-    guided = ClassifierFree(scale=2.5)(denoiser, condition)(z, t)
+    guided = ClassifierFree(scale=2.5)(denoiser, condition)(z, level(t)).clean
     torch.testing.assert_close(guided, z * 0.5 + 2.5 * torch.tensor([[1.0], [3.0]]))
 
 
@@ -339,7 +341,7 @@ def bound(data: BitData, path: BernoulliPath, steps: int, count: int = 4000) -> 
     means, variance = [], 0.0
     for state, p in zip(data.states, data.p.tolist(), strict=True):
         z0 = state.expand(count, -1)
-        nats = VariationalBound(steps)(data.denoise(path), path, z0, Streams(1, torch.arange(count))).nats
+        nats = VariationalBound(steps)(answering(data.denoise(path)), path, z0, Streams(1, torch.arange(count))).nats
         means.append(p * float(nats.mean()))
         variance += p**2 * float(nats.var()) / count
     return sum(means), math.sqrt(variance)
@@ -379,7 +381,7 @@ def test_the_bound_lies_above_the_entropy_and_comes_down_to_it(path):
 def test_the_bound_of_each_state_is_above_its_own_surprise(path):
     for state, p in zip(TWO.states, TWO.p.tolist(), strict=True):
         nats = VariationalBound(64)(
-            TWO.denoise(path), path, state.expand(2000, -1), Streams(1, torch.arange(2000))
+            answering(TWO.denoise(path)), path, state.expand(2000, -1), Streams(1, torch.arange(2000))
         ).nats
         # The model is not quite the data, so of a single state the bound is compared with the model's own probability.
         model = float(propagated(TWO, path, 64)[(TWO.states == state).all(1)])
@@ -389,7 +391,9 @@ def test_the_bound_of_each_state_is_above_its_own_surprise(path):
 
 def test_the_bound_of_fair_coins_is_log_two(path):
     coins = BitData((0.25,) * 4)
-    result = VariationalBound(10)(coins.denoise(path), path, TWO.draw(4000).float(), Streams(0, torch.arange(4000)))
+    result = VariationalBound(10)(
+        answering(coins.denoise(path)), path, TWO.draw(4000).float(), Streams(0, torch.arange(4000))
+    )
     assert result.evaluations == 10
     assert result.nats.dtype == torch.float64
     error = float(result.nats.std()) / math.sqrt(4000)

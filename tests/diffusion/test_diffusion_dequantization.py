@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ldm_lightning.diffusion.denoised import answering
 from ldm_lightning.diffusion.dequantization import HALF_CELL, cell_log_mass, cell_noise
 from ldm_lightning.diffusion.guidance import Denoise
 from ldm_lightning.diffusion.learned_variance import step_nats
@@ -16,6 +17,7 @@ from ldm_lightning.diffusion.likelihood import ProbabilityFlow, VariationalBound
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.schedule import LinearFlow
 from ldm_lightning.rng import Streams
+from tests.diffusion.conftest import level
 
 COUNT = 32
 STREAMS = Streams(0, torch.arange(COUNT))
@@ -30,7 +32,7 @@ def bits_denoiser(path: GaussianPath) -> Denoise:
         alpha, sigma = path.coefficients(t, z)
         return torch.tanh(alpha * z / sigma**2)
 
-    return denoise
+    return answering(denoise)
 
 
 def points_denoiser(path: GaussianPath, points: Tensor, odds: Tensor) -> Denoise:
@@ -41,7 +43,7 @@ def points_denoiser(path: GaussianPath, points: Tensor, odds: Tensor) -> Denoise
         score = -((z / sigma)[..., None] - (alpha / sigma)[..., None] * points).square() / 2 + odds.log()
         return score.softmax(-1) @ points
 
-    return denoise
+    return answering(denoise)
 
 
 def pick(values: Tensor, *shape: int) -> Tensor:
@@ -99,9 +101,9 @@ def test_channels_with_lattices_of_their_own_and_uneven_odds():
     denoisers = [points_denoiser(path, *pair) for pair in zip(points, odds, strict=True)]
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
-        return torch.cat([one(z[:, c : c + 1], t) for c, one in enumerate(denoisers)], 1)
+        return torch.cat([one(z[:, c : c + 1], level(t)).clean for c, one in enumerate(denoisers)], 1)
 
-    nats = EXACT(denoise, path, z0, Streams(0, torch.arange(count)), spacing=torch.tensor([1.2, 0.7])).nats
+    nats = EXACT(answering(denoise), path, z0, Streams(0, torch.arange(count)), spacing=torch.tensor([1.2, 0.7])).nats
     truth = -sum(own[number].log() for own, number in zip(odds, numbers, strict=True)) / 2
     torch.testing.assert_close(nats, truth, rtol=0, atol=1e-3)
 
@@ -111,7 +113,7 @@ def test_a_worse_model_costs_more():
     for method in (EXACT, VariationalBound(100)):
         right, wrong = (
             method(denoise, path, z0, Streams(0, torch.arange(256)), spacing=torch.tensor([2.0])).nats.mean()
-            for denoise in (bits_denoiser(path), lambda z, t: 0.9 * bits_denoiser(path)(z, t))
+            for denoise in (bits_denoiser(path), answering(lambda z, t: 0.9 * bits_denoiser(path)(z, level(t)).clean))
         )
         assert right + 0.01 < wrong < math.inf
 

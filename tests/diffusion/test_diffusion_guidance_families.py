@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm_lightning.diffusion.denoised import Denoised, Level
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance import Autoguidance, ClassifierFree, Interval, NegativeCondition, foresee
+from ldm_lightning.diffusion.guidance import Autoguidance, ClassifierFree, Interval, NegativeCondition
 from ldm_lightning.diffusion.guidance.rescale import rescaled
 from ldm_lightning.diffusion.prediction import Clean, Velocity
 from ldm_lightning.diffusion.sampler import DDIM, DDPM, Euler, Heun, uniform_grid
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
-from tests.diffusion.conftest import ToyNetwork
+from tests.diffusion.conftest import ToyNetwork, level
 
 
 class Louder(ToyNetwork):
@@ -62,7 +63,9 @@ def plain(denoiser: Denoiser, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
 @pytest.mark.parametrize("scale", [-1.0, 0.0, 0.3, 1.0, 7.5])
 def test_no_negative_condition_is_the_null(denoiser, scale):
     z, t, condition = question()
-    negative, free = (family(scale)(denoiser, condition)(z, t) for family in (NegativeCondition, ClassifierFree))
+    negative, free = (
+        family(scale)(denoiser, condition)(z, level(t)).clean for family in (NegativeCondition, ClassifierFree)
+    )
     assert torch.equal(negative, free)
 
 
@@ -70,13 +73,13 @@ def test_no_negative_condition_is_the_null(denoiser, scale):
 def test_a_negative_condition_is_extrapolated_away_from(denoiser, scale):
     z, t, condition = question()
     towards, away = plain(denoiser, z, t, condition["class"]), plain(denoiser, z, t, torch.full((40,), 3))
-    guided = NegativeCondition(scale, {"class": 3})(denoiser, condition)(z, t)
+    guided = NegativeCondition(scale, {"class": 3})(denoiser, condition)(z, level(t)).clean
     torch.testing.assert_close(guided, away + scale * (towards - away), rtol=1e-4, atol=1e-5)
 
 
 def test_a_negative_condition_is_one_call_of_twice_the_rows_and_no_null(denoiser, network):
     z, t, condition = question()
-    NegativeCondition(3.0, {"class": 3})(denoiser, condition)(z, t)
+    NegativeCondition(3.0, {"class": 3})(denoiser, condition)(z, level(t))
     assert [len(times) for times in network.times] == [80]
     assert not network.drops[0].any()
 
@@ -92,7 +95,7 @@ def test_a_negative_condition_may_be_a_sequence_and_leaves_other_conditions_alon
     z, t, condition = question(4)
     condition["caption"] = torch.arange(12).view(4, 3)
     guidance = NegativeCondition(2.0, {"caption": [7, 8, 9]})
-    guidance(Denoiser(Reader(), path, Velocity()), condition)(z, t)
+    guidance(Denoiser(Reader(), path, Velocity()), condition)(z, level(t))
     assert torch.equal(seen["caption"], torch.cat([condition["caption"], torch.tensor([[7, 8, 9]] * 4)]))
     assert torch.equal(seen["class"], condition["class"].repeat(2))
 
@@ -108,7 +111,7 @@ def test_a_negative_condition_that_is_none_is_refused(denoiser):
 @pytest.mark.parametrize("scale", [-1.0, 0.0, 0.3, 1.0, 7.5])
 def test_autoguidance_by_the_same_network_is_the_plain_model(denoiser, scale):
     z, t, condition = question()
-    guided = Autoguidance(denoiser, scale)(denoiser, condition)(z, t)
+    guided = Autoguidance(denoiser, scale)(denoiser, condition)(z, level(t)).clean
     torch.testing.assert_close(guided, plain(denoiser, z, t, condition["class"]))
 
 
@@ -117,14 +120,14 @@ def test_autoguidance_extrapolates_away_from_the_worse_model(denoiser, other, sc
     z, t, condition = question()
     towards, away = (plain(model, z, t, condition["class"]) for model in (denoiser, other))
     assert not torch.allclose(towards, away)
-    guided = Autoguidance(other, scale)(denoiser, condition)(z, t)
+    guided = Autoguidance(other, scale)(denoiser, condition)(z, level(t)).clean
     torch.testing.assert_close(guided, away + scale * (towards - away), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("scale", "calls"), [(1.0, (1, 0)), (0.0, (0, 1)), (2.0, (1, 1))])
 def test_autoguidance_costs_one_evaluation_of_each_that_has_a_part_in_it(denoiser, network, other, scale, calls):
     z, t, condition = question()
-    Autoguidance(other, scale)(denoiser, condition)(z, t)
+    Autoguidance(other, scale)(denoiser, condition)(z, level(t))
     assert tuple(len(model.times) for model in (network, other.network)) == calls
     assert not any(drop.any() for drop in network.drops + other.network.drops)
 
@@ -149,7 +152,7 @@ def guidance(request, other):
 def test_full_rescale_has_the_deviation_of_the_unguided_prediction_sample_by_sample(denoiser, guidance):
     z, t, condition = question()
     unguided = plain(denoiser, z, t, condition["class"])
-    guided, full = (replace(guidance, rescale=phi)(denoiser, condition)(z, t) for phi in (0.0, 1.0))
+    guided, full = (replace(guidance, rescale=phi)(denoiser, condition)(z, level(t)).clean for phi in (0.0, 1.0))
     deviation = unguided.flatten(1).std(1)
     torch.testing.assert_close(full.flatten(1).std(1), deviation, rtol=1e-4, atol=1e-5)
     assert ((guided.flatten(1).std(1) - deviation).abs() > 1e-3 * deviation).any()
@@ -160,7 +163,9 @@ def test_full_rescale_has_the_deviation_of_the_unguided_prediction_sample_by_sam
 
 def test_rescale_mixes_linearly(denoiser, guidance):
     z, t, condition = question()
-    none, some, full = (replace(guidance, rescale=phi)(denoiser, condition)(z, t) for phi in (0.0, 0.7, 1.0))
+    none, some, full = (
+        replace(guidance, rescale=phi)(denoiser, condition)(z, level(t)).clean for phi in (0.0, 0.7, 1.0)
+    )
     torch.testing.assert_close(some, 0.3 * none + 0.7 * full)
 
 
@@ -170,7 +175,7 @@ def test_rescale_of_a_constant_prediction_is_finite(path):
             return torch.zeros_like(z)
 
     z, t, condition = question()
-    guided = ClassifierFree(3.0, rescale=1.0)(Denoiser(Nothing(), path, Clean()), condition)(z, t)
+    guided = ClassifierFree(3.0, rescale=1.0)(Denoiser(Nothing(), path, Clean()), condition)(z, level(t)).clean
     assert torch.equal(guided, torch.zeros_like(z))
 
 
@@ -179,11 +184,11 @@ def test_rescale_of_a_constant_prediction_is_finite(path):
 def test_a_prediction_without_deviation_stays_as_it_is(shape, dtype):
     """Neither zero over zero, nor rounding over rounding, is a factor."""
     ripple = 1 + torch.finfo(dtype).eps * torch.arange(2 * shape[1] * shape[2] * shape[3]).remainder(2).view(shape)
-    for level in (3.0, -0.7, 1e-3, 1e3):
-        guided = torch.full(shape, level, dtype=dtype)
-        for towards in (guided, (level * ripple).to(dtype), torch.randn(shape).to(dtype)):
+    for height in (3.0, -0.7, 1e-3, 1e3):
+        guided = torch.full(shape, height, dtype=dtype)
+        for towards in (guided, (height * ripple).to(dtype), torch.randn(shape).to(dtype)):
             assert torch.equal(rescaled(guided, towards, 0.7), guided)
-        noisy = (level * ripple).to(dtype)
+        noisy = (height * ripple).to(dtype)
         assert torch.equal(rescaled(noisy, guided, 1.0), noisy)
 
 
@@ -221,22 +226,12 @@ def test_the_second_evaluation_is_skipped_outside_the_interval(denoiser, network
     z, _, condition = question(4)
     interval = Interval(0.3, 0.7) if of == "time" else Interval(-2.0, 2.0, of="log_snr")
     denoise = ClassifierFree(2.0, interval=interval)(denoiser, condition)
-    SAMPLERS[name](foresee(denoise, SAMPLERS[name], path, z), path, z, Streams(0, torch.arange(4)))
+    SAMPLERS[name](denoise, path, z, Streams(0, torch.arange(4)))
     assert len(network.times) == SAMPLERS[name].evaluations
     for t, count in rows(network):
         place = t if of == "time" else float(path.schedule.log_snr(torch.tensor(t)))
         assert count == (8 if interval.low <= place <= interval.high else 4)
     assert {count for _, count in rows(network)} == {4, 8}
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_foreseeing_changes_no_number(denoiser, path, name):
-    z, _, condition = question(4)
-    denoise = ClassifierFree(2.0, interval=Interval(0.3, 0.7))(denoiser, condition)
-    streams = Streams(0, torch.arange(4))
-    foreseen = foresee(denoise, SAMPLERS[name], path, z)
-    assert foreseen is not denoise
-    assert torch.equal(SAMPLERS[name](foreseen, path, z, streams), SAMPLERS[name](denoise, path, z, streams))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -248,38 +243,21 @@ def test_no_value_is_read_inside_the_loop(denoiser, path, name, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("a value was read")
 
-    def watched(denoise):
-        def call(z: Tensor, t: Tensor) -> Tensor:
-            with monkeypatch.context() as patch:
-                for reading in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__"):
-                    patch.setattr(Tensor, reading, forbidden)
-                return denoise(z, t)
+    def watched(z: Tensor, level: Level) -> Denoised:
+        with monkeypatch.context() as patch:
+            for reading in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__"):
+                patch.setattr(Tensor, reading, forbidden)
+            return limited(z, level)
 
-        return call
-
-    SAMPLERS[name](watched(foresee(limited, SAMPLERS[name], path, z)), path, z, Streams(0, torch.arange(4)))
-    with pytest.raises(AssertionError, match="a value was read"):
-        SAMPLERS[name](watched(limited), path, z, Streams(0, torch.arange(4)))
+    SAMPLERS[name](watched, path, z, Streams(0, torch.arange(4)))
 
 
-def test_a_sampler_that_finds_its_times_on_the_way_is_not_foreseen(denoiser, path):
-    class Adaptive:
-        evaluations = None
-
-        def __call__(self, denoise, path, z, streams):
-            for t in (1.0, 0.5) if z.numel() == 1 else (1.0, 0.8, 0.2):
-                z = denoise(z, torch.full((len(z),), t))
-            return z
-
-    z, _, condition = question(4)
-    denoise = ClassifierFree(2.0, interval=Interval(0.3, 0.9))(denoiser, condition)
-    assert foresee(denoise, Adaptive(), path, z) is denoise
-
-
-def test_an_unlimited_guidance_needs_no_foresight(denoiser, path):
-    z, _, condition = question(4)
-    denoise = ClassifierFree(2.0)(denoiser, condition)
-    assert foresee(denoise, Euler(3), path, z) is denoise
+def test_the_ends_lie_inside_also_where_binary_numbers_miss_them():
+    interval = Interval(0.3, 0.7)
+    for value, inside in ((3 * 0.1, True), (0.1 * 7, True), (0.3 - 1e-6, False), (0.7 + 1e-6, False)):
+        assert interval.contains(Level(torch.full((2,), value), value)) == inside
+    with pytest.raises(UserError, match="set it to time"):
+        Interval(-2.0, 2.0, of="log_snr").contains(Level(torch.full((2,), 0.5), 0.5))
 
 
 def test_inside_and_outside_are_the_guided_and_the_plain_prediction(denoiser, guidance):
@@ -288,9 +266,9 @@ def test_inside_and_outside_are_the_guided_and_the_plain_prediction(denoiser, gu
     for time, expected in ((0.1, "plain"), (0.2, "guided"), (0.4, "guided"), (0.6, "guided"), (0.7, "plain")):
         t = torch.full((40,), time)
         unguided = plain(denoiser, z, t, condition["class"])
-        answer = limited(z, t)
+        answer = limited(z, level(t)).clean
         assert torch.equal(answer, unguided) == (expected == "plain")
-        assert torch.equal(answer, guidance(denoiser, condition)(z, t)) == (expected == "guided")
+        assert torch.equal(answer, guidance(denoiser, condition)(z, level(t)).clean) == (expected == "guided")
 
 
 def test_impossible_intervals_are_refused():
@@ -311,7 +289,6 @@ def test_a_sample_does_not_depend_on_the_batch_split_bit_for_bit(denoiser, path,
 
     def sample(part: slice) -> Tensor:
         own = {"class": condition["class"][part]}
-        denoise = foresee(chosen(denoiser, own), sampler, path, z[part])
-        return sampler(denoise, path, z[part], Streams(0, torch.arange(40)[part]))
+        return sampler(chosen(denoiser, own), path, z[part], Streams(0, torch.arange(40)[part]))
 
     assert torch.equal(sample(slice(40)), torch.cat([sample(slice(0, 7)), sample(slice(7, 40))]))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.diffusion.denoised import answering
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
-from ldm_lightning.diffusion.learned_variance import observed
 from ldm_lightning.diffusion.likelihood import ProbabilityFlow, VariationalBound
 from ldm_lightning.diffusion.objective import DiscreteUniform, Elbo, Objective, Uniform, Unit
 from ldm_lightning.diffusion.path import BernoulliPath, GaussianPath
@@ -46,7 +46,7 @@ def model(kind: str = "unet") -> Denoiser:
 
 def sample(denoiser: Denoiser, sampler, z: Tensor) -> Tensor:
     with torch.no_grad():
-        denoise = observed(denoiser, lambda d: ClassifierFree(2.0, rescale=0.7)(d, CONDITION), z)
+        denoise = ClassifierFree(2.0, rescale=0.7)(denoiser, CONDITION)
         return sampler(denoise, denoiser.path, z, Streams(0, INDEX))
 
 
@@ -94,7 +94,7 @@ def test_bits_are_drawn_as_often_as_in_single_precision(dtype):
     logits, path, streams = torch.full((256, 4), -1.0), BernoulliPath(), Streams(0, torch.arange(256))
     z = path.prior(streams, (4,))
     draws = [
-        BernoulliAncestral(300)(lambda z, t, kind=kind: logits.to(kind), path, z.to(kind), streams)
+        BernoulliAncestral(300)(answering(lambda z, t, kind=kind: logits.to(kind)), path, z.to(kind), streams)
         for kind in (torch.float32, dtype)
     ]
     assert draws[1].dtype == dtype
@@ -112,7 +112,7 @@ def test_likelihoods_are_taken_of_it_too(dtype, prediction):
             ProbabilityFlow(0.05, start=0.05)(denoise, path, z, streams).nats,
         ]
         for z, own in ((z0.float(), denoiser), (z0, copy.deepcopy(denoiser).to(dtype)))
-        for denoise in [observed(own, lambda d: ClassifierFree()(d, CONDITION), z)]
+        for denoise in [ClassifierFree()(own, CONDITION)]
     )
     torch.testing.assert_close(torch.stack(cast), torch.stack(single), rtol=0.1, atol=0.05)
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from ldm_lightning.diffusion.denoised import Denoised, Level, answering
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance import ClassifierFree, Interval, foresee
-from ldm_lightning.diffusion.learned_variance import extremes, fraction_of, observed, step_nats
+from ldm_lightning.diffusion.guidance import ClassifierFree, Interval
+from ldm_lightning.diffusion.learned_variance import extremes, fraction_of, step_nats
 from ldm_lightning.diffusion.likelihood import VariationalBound
 from ldm_lightning.diffusion.objective import DiscreteUniform, Objective, Unit, VarianceBound
 from ldm_lightning.diffusion.path import GaussianPath, expand
@@ -73,13 +74,12 @@ class Exact:
 
     data: Isotropic
     steps: int
-    fraction: Tensor | None = None
 
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        k = round(float(t[0]) * self.steps)
+    def __call__(self, z: Tensor, level: Level) -> Denoised:
+        k = round(level.value * self.steps)
         s, here, before = ((k + d) / self.steps for d in (-1, 0, 1))
-        self.fraction = torch.full_like(z, self.data.fraction(s, here, min(before, 1)))
-        return self.data.clean(z, t)
+        fraction = torch.full_like(z, self.data.fraction(s, here, min(before, 1)))
+        return Denoised(self.data.clean(z, level.time), fraction)
 
 
 def test_a_step_of_a_table_lies_between_its_two_variances():
@@ -150,7 +150,7 @@ def test_the_bound_is_tight_however_few_the_steps(path, spread, steps):
     floor = kl_divergence(marginal, Normal(0.0, torch.tensor((alpha**2 + sigma**2) ** 0.5).double()))
     wanted = Normal(0.0, torch.tensor(spread).double()).entropy() + floor
     assert float(found.mean() - wanted) == pytest.approx(0, abs=4 * float(found.std()) / rows**0.5)
-    fixed = VariationalBound(steps, uniform_grid)(data.clean, path, z0, streams).nats
+    fixed = VariationalBound(steps, uniform_grid)(answering(data.clean), path, z0, streams).nats
     assert fixed.mean() > found.mean()
 
 
@@ -211,10 +211,8 @@ def test_a_sum_over_the_table_is_the_bound(denoiser):
         objective = Objective(at, Unit(), condition_dropout=0.0, terms={"variance": term})
         with torch.no_grad():
             total = total + objective.losses(denoiser, z0, condition, streams)["variance"].value.mean() / steps
-    bind = ClassifierFree(scale=1.0)
-    bound = VariationalBound(steps, uniform_grid)(
-        observed(denoiser, lambda d: bind(d, condition), z0), denoiser.path, z0, streams
-    ).nats
+    denoise = ClassifierFree(scale=1.0)(denoiser, condition)
+    bound = VariationalBound(steps, uniform_grid)(denoise, denoiser.path, z0, streams).nats
     alpha, sigma = denoiser.path.schedule.alpha_sigma(torch.ones((), dtype=torch.float64))
     power = alpha**2 + sigma**2
     prior = (power / sigma**2).log() / 2 + alpha**2 * (z0.square().mean() - 1) / (2 * power)
@@ -224,37 +222,35 @@ def test_a_sum_over_the_table_is_the_bound(denoiser):
 @pytest.mark.parametrize("scale", [1.0, 0.0, 3.0])
 def test_guidance_leaves_the_variance_alone(denoiser, scale):
     z, condition = torch.randn(4, 2, 3), {"class": torch.arange(4)}
-    denoise = observed(denoiser, lambda d: ClassifierFree(scale=scale)(d, condition), z)
-    denoise(z, torch.full((4,), 0.5))
+    answer = ClassifierFree(scale=scale)(denoiser, condition)(z, Level(torch.full((4,), 0.5), 0.5))
     drop = torch.full((4,), scale == 0)
-    torch.testing.assert_close(denoise.fraction, fraction_of(denoiser(z, torch.full((4,), 0.5), condition, drop)))
+    torch.testing.assert_close(
+        answer.variance_fraction, fraction_of(denoiser(z, torch.full((4,), 0.5), condition, drop))
+    )
 
 
 def test_limited_guidance_samples_with_it(denoiser):
     z, condition, streams = torch.randn(4, 2, 3), {"class": torch.arange(4)}, Streams(0, torch.arange(4))
     guidance, sampler = ClassifierFree(scale=3.0, interval=Interval(0.3, 0.7)), DDPM(6, variance=learned_variance)
 
-    def bind(d: Denoiser):
-        return foresee(guidance(d, condition), sampler, d.path, z)
-
-    drawn = sampler(observed(denoiser, bind, z), denoiser.path, z, streams)
+    drawn = sampler(guidance(denoiser, condition), denoiser.path, z, streams)
     part = {"class": torch.arange(4)[2:]}
-    other = sampler(
-        observed(denoiser, lambda d: guidance(d, part), z[2:]), denoiser.path, z[2:], Streams(0, torch.arange(4)[2:])
-    )
+    other = sampler(guidance(denoiser, part), denoiser.path, z[2:], Streams(0, torch.arange(4)[2:]))
     torch.testing.assert_close(drawn[2:], other)
 
 
 def test_other_samplers_take_the_mean(denoiser):
     z, condition = torch.randn(4, 2, 3), {"class": torch.arange(4)}
-    denoise = observed(denoiser, lambda d: ClassifierFree()(d, condition), z)
+    denoise = ClassifierFree()(denoiser, condition)
     assert DDIM(5)(denoise, denoiser.path, z, Streams(0, torch.arange(4))).shape == z.shape
 
 
 def test_the_upper_variance_is_noisier(path):
     data, streams = Isotropic(path, 1.0), Streams(0, torch.arange(1000))
     z = path.prior(streams, (4,)).double()
-    lower, upper = (sampler(data.clean, path, z, streams) for sampler in (DDPM(5), DDPM(5, variance=upper_variance)))
+    lower, upper = (
+        sampler(answering(data.clean), path, z, streams) for sampler in (DDPM(5), DDPM(5, variance=upper_variance))
+    )
     assert upper.std() > lower.std()
 
 
@@ -283,7 +279,7 @@ def test_steps_are_those_of_diffusers(steps, monkeypatch):
             x = made.step(denoiser(x, t, condition, torch.zeros(6).bool()), timestep, x).prev_sample
         grid = torch.tensor([*((k + 1) / 1000 for k in made.timesteps.tolist()), 0.0], dtype=torch.float64)
         ours = replace(DDPM(variance=learned_variance), steps=steps, grid=lambda steps, schedule: grid)
-        denoise = observed(denoiser, lambda d: ClassifierFree()(d, condition), z)
+        denoise = ClassifierFree()(denoiser, condition)
         final = ours(denoise, path, z, streams)
     assert float((final - x).abs().max() / x.abs().max()) < 1e-10
 
@@ -291,7 +287,7 @@ def test_steps_are_those_of_diffusers(steps, monkeypatch):
 def test_a_model_without_one_is_refused(path):
     streams, z = Streams(0, torch.arange(2)), torch.randn(2, 3)
     with pytest.raises(UserError, match="has not learned a variance"):
-        DDPM(3, variance=learned_variance)(lambda z, t: z, path, z, streams)
+        DDPM(3, variance=learned_variance)(answering(lambda z, t: z), path, z, streams)
 
 
 @pytest.mark.parametrize("settings", [{"steps": 1}, {"weight": -1.0}])

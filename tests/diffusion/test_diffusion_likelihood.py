@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from ldm_lightning.diffusion.denoised import answering
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.likelihood import ProbabilityFlow, VariationalBound, bound_grid, prior_log_density
@@ -61,7 +62,7 @@ def many_dimensions() -> GaussianData:
 
 def test_the_flow_has_the_exact_likelihood(path, data):
     z0 = draw(data)
-    result = EXACT(data.denoise(path), path, z0, STREAMS, law(data, path).log_prob)
+    result = EXACT(answering(data.denoise(path)), path, z0, STREAMS, law(data, path).log_prob)
     error = (result.nats - entropy_rate(data, z0)).abs().max() * 3
     assert error < 1e-4  # nats of a whole sample
     assert result.evaluations < 100
@@ -72,7 +73,7 @@ def test_the_error_falls_with_the_tolerance(path, data):
     errors = []
     for tolerance in (1e-2, 1e-4, 1e-6):
         method = ProbabilityFlow(tolerance, probes=None, start=1e-7)
-        result = method(data.denoise(path), path, z0, STREAMS, law(data, path).log_prob)
+        result = method(answering(data.denoise(path)), path, z0, STREAMS, law(data, path).log_prob)
         errors.append(float((result.nats - entropy_rate(data, z0)).abs().max()))
     assert errors[0] > 5 * errors[1] > 25 * errors[2]
 
@@ -83,8 +84,8 @@ def test_the_prior_of_a_path_with_signal_left_has_a_floor_of_its_own(name, many_
     path, data = GaussianPath(SCHEDULES[name]()), many_dimensions
     z0 = draw(data, 64)
     streams = Streams(0, torch.arange(64))
-    exact = EXACT(data.denoise(path), path, z0, streams, law(data, path).log_prob)
-    floored = EXACT(data.denoise(path), path, z0, streams)
+    exact = EXACT(answering(data.denoise(path)), path, z0, streams, law(data, path).log_prob)
+    floored = EXACT(answering(data.denoise(path)), path, z0, streams)
     assert (exact.nats - entropy_rate(data, z0)).abs().max() * 16 < 1e-4
     matrix, shift = data.transport(path)
     z1 = torch.linalg.solve(matrix, (z0 - shift).T).T
@@ -102,7 +103,7 @@ def test_the_prior_of_a_path_with_signal_left_has_a_floor_of_its_own(name, many_
 @pytest.mark.parametrize("name", ["flow", "cosine"])
 def test_paths_that_end_in_noise_have_no_floor(name, data):
     path, z0 = GaussianPath(SCHEDULES[name]()), draw(data)
-    result = EXACT(data.denoise(path), path, z0, STREAMS)
+    result = EXACT(answering(data.denoise(path)), path, z0, STREAMS)
     assert (result.nats - entropy_rate(data, z0)).abs().max() * 3 < 1e-3
 
 
@@ -126,15 +127,15 @@ def test_a_prediction_is_only_a_way_to_write_it(path, data, prediction, signal_l
 
 def test_latents_may_have_any_shape(path, many_dimensions):
     z0, flat = draw(many_dimensions), many_dimensions.denoise(path)
-    whole = EXACT(lambda z, t: flat(z.flatten(1), t).view_as(z), path, z0.view(-1, 4, 2, 2), STREAMS)
-    torch.testing.assert_close(whole.nats, EXACT(flat, path, z0, STREAMS).nats, rtol=0, atol=1e-9)
+    whole = EXACT(answering(lambda z, t: flat(z.flatten(1), t).view_as(z)), path, z0.view(-1, 4, 2, 2), STREAMS)
+    torch.testing.assert_close(whole.nats, EXACT(answering(flat), path, z0, STREAMS).nats, rtol=0, atol=1e-9)
 
 
 def test_a_split_into_batches_agrees_to_the_tolerance(path, data):
     z0 = draw(data)
 
     def nats(rows: slice, method: ProbabilityFlow) -> Tensor:
-        return method(data.denoise(path), path, z0[rows], Streams(0, torch.arange(COUNT)[rows])).nats
+        return method(answering(data.denoise(path)), path, z0[rows], Streams(0, torch.arange(COUNT)[rows])).nats
 
     for method in (EXACT, ProbabilityFlow(1e-6)):
         split = torch.cat([nats(slice(0, 5), method), nats(slice(5, COUNT), method)])
@@ -149,7 +150,7 @@ def test_probes_are_unbiased(data, probes):
     path, count = GaussianPath(LinearFlow()), 2000
     z0 = draw(data, 1).expand(count, -1)
     method, streams = ProbabilityFlow(1e-5, probes), Streams(0, torch.arange(count))
-    nats = method(data.denoise(path), path, z0, streams, law(data, path).log_prob).nats
+    nats = method(answering(data.denoise(path)), path, z0, streams, law(data, path).log_prob).nats
     deviation = float(nats.std())
     assert deviation > 0.02
     assert float(nats.mean()) == pytest.approx(float(entropy_rate(data, z0)[0]), abs=4 * deviation / math.sqrt(count))
@@ -159,7 +160,8 @@ def test_more_probes_scatter_less(data):
     path, count = GaussianPath(LinearFlow()), 2000
     z0, streams = draw(data, 1).expand(count, -1), Streams(0, torch.arange(count))
     one, four = (
-        float(ProbabilityFlow(1e-4, probes)(data.denoise(path), path, z0, streams).nats.std()) for probes in (1, 4)
+        float(ProbabilityFlow(1e-4, probes)(answering(data.denoise(path)), path, z0, streams).nats.std())
+        for probes in (1, 4)
     )
     assert one / four == pytest.approx(2, rel=0.1)
 
@@ -168,15 +170,17 @@ def test_one_probe_is_exact_where_dimensions_do_not_mix(path, data):
     """A Rademacher probe reads the diagonal exactly if there is nothing beside it."""
     apart = GaussianData(data.mean, torch.diag(data.covariance.diagonal()))
     z0 = draw(apart)
-    one, exact = (ProbabilityFlow(1e-6, probes)(apart.denoise(path), path, z0, STREAMS).nats for probes in (1, None))
+    one, exact = (
+        ProbabilityFlow(1e-6, probes)(answering(apart.denoise(path)), path, z0, STREAMS).nats for probes in (1, None)
+    )
     torch.testing.assert_close(one, exact, rtol=0, atol=1e-9)
 
 
 def test_probes_stay_the_same_along_the_flow_and_in_every_run(path, data):
     z0 = draw(data)
-    one, two = (ProbabilityFlow(1e-4)(data.denoise(path), path, z0, STREAMS).nats for _ in range(2))
+    one, two = (ProbabilityFlow(1e-4)(answering(data.denoise(path)), path, z0, STREAMS).nats for _ in range(2))
     assert torch.equal(one, two)
-    other = ProbabilityFlow(1e-4)(data.denoise(path), path, z0, Streams(1, torch.arange(COUNT))).nats
+    other = ProbabilityFlow(1e-4)(answering(data.denoise(path)), path, z0, Streams(1, torch.arange(COUNT))).nats
     assert not torch.allclose(one, other)
 
 
@@ -189,7 +193,7 @@ def test_the_solver_stays_on_the_path(path, data, monkeypatch):
         return time(log_snr)
 
     monkeypatch.setattr(path.schedule, "time", watched)
-    result = EXACT(data.denoise(path), path, draw(data), STREAMS)
+    result = EXACT(answering(data.denoise(path)), path, draw(data), STREAMS)
     assert len(asked) == result.evaluations
     alpha, sigma = path.schedule.alpha_sigma(torch.ones((), dtype=torch.float64))
     furthest = torch.sigmoid(-torch.stack(asked).min() / 2)
@@ -199,7 +203,7 @@ def test_the_solver_stays_on_the_path(path, data, monkeypatch):
 def test_a_flow_that_cannot_be_followed_is_said_to_be_so(data):
     path = GaussianPath(LinearFlow())
     with pytest.raises(UserError, match=r"likelihood\.tolerance=1e-06 is not reached"):
-        EXACT(lambda z, t: z / torch.zeros_like(z), path, draw(data), STREAMS)
+        EXACT(answering(lambda z, t: z / torch.zeros_like(z)), path, draw(data), STREAMS)
 
 
 # --- the variational bound -------------------------------------------------------------------------------------------
@@ -208,8 +212,8 @@ def test_a_flow_that_cannot_be_followed_is_said_to_be_so(data):
 def gaps(data: GaussianData, path: GaussianPath, *bounds: VariationalBound, count: int = 1000) -> list[float]:
     """How far bounds lie above the likelihood, on average, in nats per dimension."""
     z0, streams = draw(data, count), Streams(0, torch.arange(count))
-    nll = EXACT(data.denoise(path), path, z0, streams).nats
-    return [float((bound(data.denoise(path), path, z0, streams).nats - nll).mean()) for bound in bounds]
+    nll = EXACT(answering(data.denoise(path)), path, z0, streams).nats
+    return [float((bound(answering(data.denoise(path)), path, z0, streams).nats - nll).mean()) for bound in bounds]
 
 
 def test_the_bound_falls_towards_the_likelihood(path, data):
@@ -241,7 +245,7 @@ def test_the_bound_of_one_step_is_the_formula(path, data):
         torch.distributions.Normal(alpha * z0, sigma), torch.distributions.Normal(0.0 * z0, power.sqrt())
     )
     decoder = torch.distributions.Normal(clean, sigma / power.sqrt()).log_prob(z0)
-    nats = VariationalBound(1)(data.denoise(path), path, z0, STREAMS).nats
+    nats = VariationalBound(1)(answering(data.denoise(path)), path, z0, STREAMS).nats
     torch.testing.assert_close(nats, (prior - decoder).mean(1), rtol=1e-9, atol=1e-9)
 
 
@@ -249,7 +253,9 @@ def test_the_bound_of_a_sample_does_not_depend_on_the_batch_split(path, data):
     z0 = draw(data)
 
     def nats(rows: slice) -> Tensor:
-        return VariationalBound(20)(data.denoise(path), path, z0[rows], Streams(0, torch.arange(COUNT)[rows])).nats
+        return VariationalBound(20)(
+            answering(data.denoise(path)), path, z0[rows], Streams(0, torch.arange(COUNT)[rows])
+        ).nats
 
     torch.testing.assert_close(
         nats(slice(COUNT)), torch.cat([nats(slice(0, 5)), nats(slice(5, COUNT))]), rtol=1e-12, atol=1e-12

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm_lightning.diffusion.denoised import answering
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler import (
     DDIM,
@@ -97,7 +98,7 @@ def test_samples_are_distributed_as_the_mixture(name, path, mixture, grid):
     sampler = with_grid(SAMPLERS[name], grid)
     streams, others = Streams(0, torch.arange(COUNT)), Streams(1, torch.arange(COUNT))
     z = start(mixture, path, streams)
-    samples, truth = sampler(mixture.denoise(path), path, z, streams), mixture.draw(others)
+    samples, truth = sampler(answering(mixture.denoise(path)), path, z, streams), mixture.draw(others)
     mean = (2 * mixture.share - 1) * mixture.centre
     covariance = (
         mixture.width**2 * torch.eye(2).double() + torch.outer(mixture.centre, mixture.centre) - torch.outer(mean, mean)
@@ -120,11 +121,13 @@ def test_energy_distance_tells_the_mixture_from_a_gaussian_of_its_moments(mixtur
 def solved(path, mixture) -> tuple[Tensor, Tensor]:
     """Starts, and where the probability flow takes them."""
     z = start(mixture, path, Streams(0, torch.arange(50)))
-    return z, RK4(400)(mixture.denoise(path), path, z, None)
+    return z, RK4(400)(answering(mixture.denoise(path)), path, z, None)
 
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_order_along_bent_trajectories(name, path, mixture, solved, grid):
     (z, exact), denoise, sampler = solved, mixture.denoise(path), with_grid(SAMPLERS[name], grid)
-    coarse, fine = (float((replace(sampler, steps=n)(denoise, path, z, None) - exact).norm()) for n in (80, 160))
+    coarse, fine = (
+        float((replace(sampler, steps=n)(answering(denoise), path, z, None) - exact).norm()) for n in (80, 160)
+    )
     assert math.log2(coarse / fine) == pytest.approx(ORDERS[name], abs=0.5)

@@ -29,6 +29,7 @@ as if at another: such cases are no reference and are left out; one of them show
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +37,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import answering
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler import (
     DDIM,
@@ -74,7 +75,10 @@ def times(made: Any) -> Tensor:
     return torch.tensor([*((k + 1) / 1000 for k in found), 0.0], dtype=torch.float64)
 
 
-def ours(sampler: Sampler, path: GaussianPath, denoise: Denoise, grid: Tensor, z: Tensor, streams: Any) -> list[Tensor]:
+Clean = Callable[[Tensor, Tensor], Tensor]
+
+
+def ours(sampler: Sampler, path: GaussianPath, denoise: Clean, grid: Tensor, z: Tensor, streams: Any) -> list[Tensor]:
     """The latents at every evaluation, and the final ones."""
     seen = []
 
@@ -82,11 +86,13 @@ def ours(sampler: Sampler, path: GaussianPath, denoise: Denoise, grid: Tensor, z
         seen.append(z)
         return denoise(z, t)
 
-    final = replace(sampler, steps=len(grid) - 1, grid=lambda steps, schedule: grid)(watched, path, z, streams)
+    final = replace(sampler, steps=len(grid) - 1, grid=lambda steps, schedule: grid)(
+        answering(watched), path, z, streams
+    )
     return [*seen, final]
 
 
-def theirs(made: Any, path: GaussianPath, denoise: Denoise, z: Tensor, **step: Any) -> list[Tensor]:
+def theirs(made: Any, path: GaussianPath, denoise: Clean, z: Tensor, **step: Any) -> list[Tensor]:
     """The same of a scheduler, told clean data or noise as its settings ask; ``step``: arguments by number."""
     x, seen = z * (z / made.scale_model_input(z, made.timesteps[0])).mean(), []
     for number, timestep in enumerate(made.timesteps):

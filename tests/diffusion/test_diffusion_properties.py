@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ldm_lightning.diffusion.denoised import answering
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.prediction import Flow, Velocity
 from ldm_lightning.diffusion.schedule import LinearFlow
 from ldm_lightning.rng import Streams
-from tests.diffusion.conftest import ToyNetwork
-from tests.diffusion.test_diffusion_sampler import GRIDS, SAMPLERS, Still, shrink
+from tests.diffusion.conftest import ToyNetwork, level
+from tests.diffusion.test_diffusion_sampler import GRIDS, SAMPLERS, SHRINK, Still
 
 
 class Half(nn.Module):
@@ -51,7 +52,7 @@ def test_evaluations_of_every_small_number_of_steps(name):
             calls.append(t)
             return 0.5 * z
 
-        assert sampler(denoise, path, z, Still()).isfinite().all()
+        assert sampler(answering(denoise), path, z, Still()).isfinite().all()
         assert len(calls) == sampler.evaluations, steps
 
 
@@ -65,7 +66,7 @@ def test_guidance_is_a_straight_line_that_meets_its_two_ends(path, scale, near):
     z, t = torch.randn(6, 3, dtype=torch.float64), torch.linspace(0.1, 1, 6, dtype=torch.float64)
 
     def guided(scale: float) -> Tensor:
-        return ClassifierFree(scale)(denoiser, condition)(z, t)
+        return ClassifierFree(scale)(denoiser, condition)(z, level(t)).clean
 
     null, full = guided(0.0), guided(1.0)
     torch.testing.assert_close(guided(scale), null + scale * (full - null), rtol=1e-9, atol=1e-9)
@@ -81,8 +82,8 @@ def test_guidance_is_a_straight_line_that_meets_its_two_ends(path, scale, near):
 @given(cut=st.integers(1, 12), seed=st.integers(0, 2**40), first=st.integers(0, 2**40))
 def test_any_split_of_any_samples_makes_the_same_bits(name, path, cut, seed, first):
     sampler, index, z = replace(SAMPLERS[name], steps=3), torch.arange(13) + first, torch.randn(13, 2, 2, 2)
-    whole = sampler(shrink, path, z, Streams(seed, index))
-    parts = [sampler(shrink, path, z[r], Streams(seed, index[r])) for r in (slice(0, cut), slice(cut, 13))]
+    whole = sampler(SHRINK, path, z, Streams(seed, index))
+    parts = [sampler(SHRINK, path, z[r], Streams(seed, index[r])) for r in (slice(0, cut), slice(cut, 13))]
     assert torch.equal(whole, torch.cat(parts))
 
 
@@ -100,7 +101,7 @@ def test_the_denoiser_is_finite_at_the_ends_of_time(path, prediction, dtype, tim
     z, t = torch.randn(3, 4).to(dtype), torch.full((3,), time, dtype=dtype)
     z = z * path.coefficients(t, z)[1]
     denoiser = Denoiser(Half(), path, prediction)
-    answers = [denoiser.clean(z, t, {}), ClassifierFree(5.0)(denoiser, {})(z, t), denoiser.target(z, z, t)]
+    answers = [denoiser.clean(z, t, {}), ClassifierFree(5.0)(denoiser, {})(z, level(t)).clean, denoiser.target(z, z, t)]
     assert all(bool(answer.isfinite().all()) for answer in answers)
 
 

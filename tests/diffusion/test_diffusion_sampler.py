@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ldm_lightning.diffusion.denoised import Denoised, Level, answering
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.path import GaussianPath
@@ -98,6 +99,9 @@ def shrink(z: Tensor, t: Tensor) -> Tensor:
     return z * (1 - t.view(-1, *[1] * (z.ndim - 1)) / 2) + 0.1
 
 
+SHRINK = answering(shrink)
+
+
 # --- the grid --------------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +177,7 @@ def test_evaluations_is_the_number_of_network_calls(schedule, name, steps):
         times.append(t.item())
         return 0.5 * z
 
-    z = sampler(denoise, GaussianPath(schedule), torch.ones(1, 1), Still())
+    z = sampler(answering(denoise), GaussianPath(schedule), torch.ones(1, 1), Still())
     assert len(times) == sampler.evaluations
     assert z.isfinite().all()
     assert times[0] == 1
@@ -192,7 +196,7 @@ def test_documented_costs():
 @pytest.mark.parametrize("steps", [0, -3])
 def test_no_steps_are_refused(sampler, path, steps):
     with pytest.raises(UserError, match=f"sampler.steps={steps}: at least one step is needed"):
-        replace(sampler, steps=steps)(shrink, path, torch.zeros(1, 1), Streams(0, torch.zeros(1)))
+        replace(sampler, steps=steps)(SHRINK, path, torch.zeros(1, 1), Streams(0, torch.zeros(1)))
 
 
 class Hurried(TorchDispatchMode):
@@ -215,9 +219,9 @@ class Hurried(TorchDispatchMode):
         return out
 
     def watch(self, denoise):
-        def watched(z: Tensor, t: Tensor) -> Tensor:
+        def watched(z: Tensor, level: Level) -> Denoised:
             self.looping = True
-            return denoise(z, t)
+            return denoise(z, level)
 
         return watched
 
@@ -230,7 +234,7 @@ def test_the_loop_never_waits_for_the_device(sampler, path):
     """
     z, streams = torch.empty(4, 3, 2, 2, device="meta"), Streams(0, torch.arange(4, device="meta"))
     with Hurried("meta") as mode:
-        out = replace(sampler, steps=20)(mode.watch(shrink), path, z, streams)
+        out = replace(sampler, steps=20)(mode.watch(SHRINK), path, z, streams)
     assert (out.shape, out.device) == (z.shape, z.device)
     assert mode.operations > 60
 
@@ -238,10 +242,10 @@ def test_the_loop_never_waits_for_the_device(sampler, path):
 def test_a_loop_that_waits_is_noticed(path):
     z, streams = torch.zeros(2, 3), Streams(0, torch.arange(2))
     with pytest.raises(AssertionError, match="_local_scalar_dense"), Hurried("cpu") as mode:
-        Euler(3)(mode.watch(lambda z, t: z * float(t[0])), path, z, streams)
+        Euler(3)(mode.watch(answering(lambda z, t: z * float(t[0]))), path, z, streams)
     z = torch.empty(2, 3, device="meta")
     with pytest.raises(AssertionError, match="on cpu"), Hurried("meta") as mode:
-        Euler(3)(mode.watch(lambda z, t: z * torch.tensor([1.0, 2.0, 3.0]).to("meta")), path, z, streams)
+        Euler(3)(mode.watch(answering(lambda z, t: z * torch.tensor([1.0, 2.0, 3.0]).to("meta"))), path, z, streams)
 
 
 @pytest.mark.usefixtures("allowed")
@@ -254,7 +258,7 @@ def test_the_denoiser_reads_no_value(path, prediction):
 
     denoise = ClassifierFree(2.0)(Denoiser(Network(), path, prediction), {})
     with Hurried("cpu") as mode:
-        mode.watch(denoise)(torch.randn(4, 3), torch.linspace(0.1, 1, 4))
+        mode.watch(denoise)(torch.randn(4, 3), Level(torch.linspace(0.1, 1, 4), 0.5))
     assert mode.operations > 5
 
 
@@ -263,7 +267,7 @@ def test_the_denoiser_reads_no_value(path, prediction):
 
 def test_one_step_answers_the_denoiser_at_pure_noise(denoising, path):
     z = torch.randn(5, 2, 3, dtype=torch.float64)
-    out = replace(denoising, steps=1)(shrink, path, z, Streams(0, torch.arange(5)))
+    out = replace(denoising, steps=1)(SHRINK, path, z, Streams(0, torch.arange(5)))
     torch.testing.assert_close(out, shrink(z, torch.ones(5)), rtol=0, atol=1e-12)
 
 
@@ -277,14 +281,14 @@ def test_the_last_step_answers_the_last_clean_data(denoising, path, steps):
         return answers[-1]
 
     z = torch.randn(5, 2, dtype=torch.float64)
-    out = replace(denoising, steps=steps)(denoise, path, z, Streams(0, torch.arange(5)))
+    out = replace(denoising, steps=steps)(answering(denoise), path, z, Streams(0, torch.arange(5)))
     torch.testing.assert_close(out, answers[-1], rtol=1e-12, atol=1e-9)
 
 
 def test_perfect_knowledge_is_kept(sampler, path):
     """A denoiser that always answers the same clean data leads there from anywhere."""
     z0 = torch.randn(4, 3, dtype=torch.float64)
-    out = replace(sampler, steps=9)(lambda z, t: z0, path, torch.randn_like(z0), Streams(0, torch.arange(4)))
+    out = replace(sampler, steps=9)(answering(lambda z, t: z0), path, torch.randn_like(z0), Streams(0, torch.arange(4)))
     torch.testing.assert_close(out, z0)
 
 
@@ -294,7 +298,7 @@ def test_perfect_knowledge_is_kept(sampler, path):
 @pytest.mark.parametrize("steps", [1, 2, 13])
 def test_euler_is_ddim_without_noise(path, steps):
     z, streams = torch.randn(4, 3, dtype=torch.float64), Streams(0, torch.arange(4))
-    euler, ddim = (make(steps=steps)(shrink, path, z, streams) for make in (Euler, DDIM))
+    euler, ddim = (make(steps=steps)(SHRINK, path, z, streams) for make in (Euler, DDIM))
     torch.testing.assert_close(euler, ddim, rtol=1e-11, atol=1e-11)
 
 
@@ -304,13 +308,16 @@ def test_euler_on_the_linear_flow_is_a_step_along_the_velocity():
     for step in range(steps):
         t = torch.full((4,), 1 - step / steps, dtype=torch.float64)
         expected = expected - (expected - shrink(expected, t)) / t[:, None] / steps  # dz/dt = (z - z_0) / t
-    torch.testing.assert_close(Euler(steps)(shrink, GaussianPath(LinearFlow()), z, None), expected)
+    torch.testing.assert_close(Euler(steps)(SHRINK, GaussianPath(LinearFlow()), z, None), expected)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 13])
 def test_ddim_with_full_noise_is_ancestral_sampling(path, steps):
     z, streams = torch.randn(4, 3, dtype=torch.float64), Streams(0, torch.arange(4))
-    ddim, ddpm = DDIM(steps, eta=1.0)(shrink, path, z, streams), DDPM(steps)(shrink, path, z, streams)
+    ddim, ddpm = (
+        DDIM(steps, eta=1.0)(SHRINK, path, z, streams),
+        DDPM(steps)(SHRINK, path, z, streams),
+    )
     torch.testing.assert_close(ddim, ddpm, rtol=1e-8, atol=1e-8)
 
 
@@ -326,7 +333,7 @@ def test_ddim_is_equation_12_on_a_table():
         fresh = eta * ((1 - alpha_bar[s]) / (1 - alpha_bar[t]) * (1 - alpha_bar[t] / alpha_bar[s])) ** 0.5
         draw = streams.normal(f"sampler/{step}", (3,))
         expected = alpha_bar[s] ** 0.5 * clean + (1 - alpha_bar[s] - fresh**2) ** 0.5 * noise + fresh * draw
-    torch.testing.assert_close(DDIM(4, eta)(shrink, path, z, streams), expected)
+    torch.testing.assert_close(DDIM(4, eta)(SHRINK, path, z, streams), expected)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
@@ -342,12 +349,12 @@ def test_euler_ancestral_is_that_of_k_diffusion(eta):
         down = (sigma_s**2 - up**2) ** 0.5
         slope = (x - shrink(t.alpha * x, t.time)) / sigma_t
         x = x + slope * (down - sigma_t) + up * streams.normal(f"sampler/{step}", (3,)).double()
-    torch.testing.assert_close(EulerAncestral(steps, eta)(shrink, path, z, streams), x)
+    torch.testing.assert_close(EulerAncestral(steps, eta)(SHRINK, path, z, streams), x)
 
 
 def test_edm_without_churn_is_heun(path):
     z, streams = torch.randn(4, 3, dtype=torch.float64), Streams(0, torch.arange(4))
-    quiet, heun = EDM(9, s_churn=0.0)(shrink, path, z, streams), Heun(9)(shrink, path, z, streams)
+    quiet, heun = EDM(9, s_churn=0.0)(SHRINK, path, z, streams), Heun(9)(SHRINK, path, z, streams)
     assert torch.equal(quiet, heun)
 
 
@@ -379,7 +386,7 @@ def test_churn_is_that_of_algorithm_2():
             end = x + (sigma_s - raised) * (slope + (end - clean(end, sigma_s)) / sigma_s) / 2
         x = end
     assert 0 < churned < steps - 1
-    torch.testing.assert_close(sampler(denoise, path, z, streams), x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sampler(answering(denoise), path, z, streams), x, rtol=1e-9, atol=1e-9)
     assert max(float(t.max()) for t in times) == 1
 
 
@@ -396,13 +403,16 @@ def test_2m_is_algorithm_2():
             r = before[1] / h
             ahead = (1 + 1 / (2 * r)) * clean - 1 / (2 * r) * before[0]
         x, before = s.sigma / t.sigma * x - s.alpha * (math.exp(-h) - 1) * ahead, (clean, h)
-    torch.testing.assert_close(DPMSolver2M(steps, grid=uniform_grid)(shrink, path, z, None), x)
+    torch.testing.assert_close(DPMSolver2M(steps, grid=uniform_grid)(SHRINK, path, z, None), x)
 
 
 def test_sde_form_of_2m_begins_and_ends_as_ancestral_sampling(path):
     """Its first step is of first order, which is DDPM; so is a last one after a single other."""
     z, streams = torch.randn(4, 3, dtype=torch.float64), Streams(0, torch.arange(4))
-    sde, ddpm = DPMSolver2M(2, 1.0, uniform_grid)(shrink, path, z, streams), DDPM(2)(shrink, path, z, streams)
+    sde, ddpm = (
+        DPMSolver2M(2, 1.0, uniform_grid)(SHRINK, path, z, streams),
+        DDPM(2)(SHRINK, path, z, streams),
+    )
     torch.testing.assert_close(sde, ddpm, rtol=1e-9, atol=1e-9)
 
 
@@ -415,7 +425,7 @@ def test_plms_follows_the_four_weights_on_the_linear_flow():
         calls.append((z, (z - shrink(z, t)) / t[:, None]))
         return shrink(z, t)
 
-    out = PLMS(steps)(denoise, path, z, None)
+    out = PLMS(steps)(answering(denoise), path, z, None)
     (_, u0), (_, trial), *rest = calls
     slopes, points = [u0, *[u for _, u in rest]], [z, *[y for y, _ in rest], out]
     torch.testing.assert_close(points[1], z - (u0 + trial) / 2 / steps)
@@ -430,9 +440,9 @@ def test_plms_follows_the_four_weights_on_the_linear_flow():
 def test_signal_coordinates_need_signal(name):
     sampler = replace(SAMPLERS[name], steps=4, scale=signal_scale)
     with pytest.raises(UserError, match="needs some signal at t = 1"):
-        sampler(shrink, GaussianPath(LinearFlow()), torch.randn(2, 3), Streams(0, torch.arange(2)))
+        sampler(SHRINK, GaussianPath(LinearFlow()), torch.randn(2, 3), Streams(0, torch.arange(2)))
     table = GaussianPath(TableSchedule(scaled_linear_betas()))
-    assert sampler(shrink, table, torch.randn(2, 3), Streams(0, torch.arange(2))).isfinite().all()
+    assert sampler(SHRINK, table, torch.randn(2, 3), Streams(0, torch.arange(2))).isfinite().all()
 
 
 @pytest.mark.parametrize("make", [DDIM, EulerAncestral, DPMSolver2M])
@@ -454,7 +464,7 @@ def test_the_denoiser_is_asked_and_the_sample_answered_in_the_precision_of_the_l
         return shrink(z, t.to(z.dtype))
 
     z = torch.randn(2, 3, dtype=dtype)
-    assert replace(sampler, steps=3)(watched, path, z, Streams(0, torch.arange(2))).dtype == dtype
+    assert replace(sampler, steps=3)(answering(watched), path, z, Streams(0, torch.arange(2))).dtype == dtype
     assert set(asked) == {(dtype, torch.promote_types(dtype, torch.float32))}
 
 
@@ -466,14 +476,14 @@ def test_many_small_steps_are_not_lost_in_half_precision(sampler):
     def settled(z: Tensor, t: Tensor) -> Tensor:
         return torch.full_like(z, 0.75)
 
-    whole = sampler(settled, path, z.float(), streams)
-    torch.testing.assert_close(sampler(settled, path, z, streams), whole.bfloat16(), rtol=0, atol=0)
+    whole = sampler(answering(settled), path, z.float(), streams)
+    torch.testing.assert_close(sampler(answering(settled), path, z, streams), whole.bfloat16(), rtol=0, atol=0)
 
 
 def test_single_precision_follows_double(sampler, path, data):
     z, streams, sampler = torch.randn(16, 3), Streams(0, torch.arange(16)), replace(sampler, steps=100)
-    single = sampler(lambda z, t: data.denoise(path)(z.double(), t.double()).float(), path, z, streams)
-    double = sampler(data.denoise(path), path, z.double(), streams)
+    single = sampler(answering(lambda z, t: data.denoise(path)(z.double(), t.double()).float()), path, z, streams)
+    double = sampler(answering(data.denoise(path)), path, z.double(), streams)
     assert single.dtype == torch.float32
     assert (single - double).abs().max() < 2e-4
 
@@ -481,26 +491,26 @@ def test_single_precision_follows_double(sampler, path, data):
 @pytest.mark.parametrize("sizes", [[50, 50], [1, 33, 31, 35]], ids=str)
 def test_samples_do_not_depend_on_the_batch_split_bit_for_bit(sampler, path, sizes):
     index, z, sampler = torch.arange(100) * 7919, torch.randn(100, 4, 2, 2), replace(sampler, steps=8)
-    whole, order = sampler(shrink, path, z, Streams(3, index)), torch.randperm(100)
+    whole, order = sampler(SHRINK, path, z, Streams(3, index)), torch.randperm(100)
     rows = torch.arange(100).split(sizes)
-    assert torch.equal(whole, torch.cat([sampler(shrink, path, z[r], Streams(3, index[r])) for r in rows]))
-    assert torch.equal(whole[order], sampler(shrink, path, z[order], Streams(3, index[order])))
+    assert torch.equal(whole, torch.cat([sampler(SHRINK, path, z[r], Streams(3, index[r])) for r in rows]))
+    assert torch.equal(whole[order], sampler(SHRINK, path, z[order], Streams(3, index[order])))
 
 
 def test_global_random_state_is_neither_read_nor_changed(sampler, path):
     z, streams, sampler = torch.randn(6, 2), Streams(0, torch.arange(6)), replace(sampler, steps=5)
     before = torch.get_rng_state()
-    one = sampler(shrink, path, z, streams)
+    one = sampler(SHRINK, path, z, streams)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(12345)
-    assert torch.equal(sampler(shrink, path, z, streams), one)
+    assert torch.equal(sampler(SHRINK, path, z, streams), one)
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_every_step_but_the_last_draws_its_own_noise(name, path):
     """The last ends in clean data; churn has no room at the first and none outside its range."""
     draws = Draws(Streams(0, torch.arange(2)))
-    replace(STOCHASTIC[name], steps=7)(shrink, path, torch.zeros(2, 5000), draws)  # too many to draw ahead
+    replace(STOCHASTIC[name], steps=7)(SHRINK, path, torch.zeros(2, 5000), draws)  # too many to draw ahead
     assert len(set(draws.purposes)) == len(draws.purposes) == 6
     assert "noise" not in draws.purposes  # the prior's own draw
 
@@ -508,14 +518,14 @@ def test_every_step_but_the_last_draws_its_own_noise(name, path):
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_the_seed_chooses_the_samples_of_a_stochastic_sampler(name, path):
     z, sampler = torch.zeros(3, 2), replace(STOCHASTIC[name], steps=5)
-    one, other = (sampler(shrink, path, z, Streams(seed, torch.arange(3))) for seed in (0, 1))
+    one, other = (sampler(SHRINK, path, z, Streams(seed, torch.arange(3))) for seed in (0, 1))
     assert not (one == other).any()
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_samplers_draw_nothing(name, path):
     draws = Draws(Streams(0, torch.arange(2)))
-    replace(DETERMINISTIC[name], steps=7)(shrink, path, torch.zeros(2, 1), draws)
+    replace(DETERMINISTIC[name], steps=7)(SHRINK, path, torch.zeros(2, 1), draws)
     assert not draws.purposes
 
 
@@ -530,7 +540,7 @@ def test_adaptive_solver_keeps_to_its_bound_and_inside_the_path(path, method, da
         times.append(t)
         return data.denoise(path)(z, t)
 
-    assert sampler(denoise, path, torch.randn(4, 3, dtype=torch.float64), None).isfinite().all()
+    assert sampler(answering(denoise), path, torch.randn(4, 3, dtype=torch.float64), None).isfinite().all()
     assert 0 < len(times) <= sampler.evaluations
     least, most = torch.stack(times).aminmax()
     assert float(most) == pytest.approx(1, abs=1e-12)
@@ -548,7 +558,7 @@ def test_adaptive_solver_gives_up_after_its_steps(path, data):
 
     sampler = AdaptiveODE(steps=3, rtol=1e-9, atol=1e-9)
     with pytest.raises(UserError, match=r"sampler.steps=3 do not reach sampler.rtol=1e-09"):
-        sampler(denoise, path, torch.randn(4, 3, dtype=torch.float64), None)
+        sampler(answering(denoise), path, torch.randn(4, 3, dtype=torch.float64), None)
     assert len(calls) == sampler.evaluations - 1  # all but the clean data
 
 
@@ -560,7 +570,7 @@ def test_adaptive_solver_names_its_methods():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_adaptive_samples_are_of_the_precision_of_the_latents(path, dtype):
     sampler = AdaptiveODE() if dtype != torch.bfloat16 else AdaptiveODE(rtol=0.05, atol=0.05)
-    out = sampler(shrink, path, torch.randn(2, 3, dtype=dtype), None)
+    out = sampler(SHRINK, path, torch.randn(2, 3, dtype=dtype), None)
     assert out.dtype == dtype
     assert out.isfinite().all()
 
@@ -568,8 +578,8 @@ def test_adaptive_samples_are_of_the_precision_of_the_latents(path, dtype):
 def test_adaptive_samples_agree_in_any_batch_to_the_tolerance(path, data):
     """Steps are chosen for the worst sample of a batch, so every sample is as exact as asked for."""
     z, sampler = torch.randn(12, 3, dtype=torch.float64), AdaptiveODE(rtol=1e-6, atol=1e-6)
-    whole = sampler(data.denoise(path), path, z, None)
-    alone = torch.cat([sampler(data.denoise(path), path, row, None) for row in z.split(1)])
+    whole = sampler(answering(data.denoise(path)), path, z, None)
+    alone = torch.cat([sampler(answering(data.denoise(path)), path, row, None) for row in z.split(1)])
     assert (whole - alone).abs().max() < 1e-4
 
 
@@ -580,10 +590,10 @@ class Linear(nn.Module):
         super().__init__()
         self.path, self.log_variance = path, nn.Parameter(torch.tensor([0.3, -0.5], dtype=torch.float64))
 
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = self.path.coefficients(t, z)
+    def forward(self, z: Tensor, level: Level) -> Denoised:
+        alpha, sigma = self.path.coefficients(level.time, z)
         variance = self.log_variance.exp()
-        return alpha * variance / (alpha**2 * variance + sigma**2) * z
+        return Denoised(alpha * variance / (alpha**2 * variance + sigma**2) * z)
 
 
 @pytest.mark.parametrize("adjoint", [False, True])
@@ -606,7 +616,7 @@ def test_gradients_through_fixed_steps_are_those_of_differences(path):
     """Plain autograd through the loop, against central differences of the same sampler."""
     for sampler in DETERMINISTIC.values():
         short, z = replace(sampler, steps=3), torch.randn(1, 2, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda z, short=short: short(shrink, path, z, None), z)
+        assert torch.autograd.gradcheck(lambda z, short=short: short(SHRINK, path, z, None), z)
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 64, 64)], ids=str)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.diffusion.denoised import Denoised, Level
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance import Autoguidance, ClassifierFree, Interval, NegativeCondition, foresee
+from ldm_lightning.diffusion.guidance import Autoguidance, ClassifierFree, Interval, NegativeCondition
 from ldm_lightning.diffusion.objective import Objective, Uniform, Unit
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.prediction import Clean, Flow
@@ -29,7 +30,7 @@ from ldm_lightning.diffusion.sampler import (
     UniPC,
 )
 from ldm_lightning.diffusion.schedule import LinearFlow
-from ldm_lightning.diffusion.self_conditioning import ESTIMATE, check_evaluated_once, first_estimate, remembering
+from ldm_lightning.diffusion.self_conditioning import ESTIMATE, Remembering, check_evaluated_once, first_estimate
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
@@ -161,13 +162,12 @@ def draw(denoiser: Denoiser, guidance, sampler: Sampler, rows: Tensor, answers: 
     """As the training module does it; what the sampler is answered goes to ``answers``."""
     streams = Streams(5, rows)
     z = PATH.prior(streams, (2, 3))
-    condition = {"class": rows % 5, ESTIMATE: torch.zeros_like(z)}
-    denoise = remembering(foresee(guidance(denoiser, condition), sampler, PATH, z), condition[ESTIMATE])
+    denoise = Remembering(guidance(denoiser, {"class": rows % 5}))
 
-    def noted(z: Tensor, t: Tensor) -> Tensor:
-        answer = denoise(z, t)
+    def noted(z: Tensor, level: Level) -> Denoised:
+        answer = denoise(z, level)
         if answers is not None:
-            answers.append(answer.clone())
+            answers.append(answer.clean)
         return answer
 
     with torch.no_grad():

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ldm_lightning.diffusion.denoised import Denoised, Guided, Level
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance.denoise import Denoise
 from ldm_lightning.diffusion.guidance.interval import Interval
 from ldm_lightning.diffusion.guidance.rescale import check_rescale
 from ldm_lightning.diffusion.guidance.steer import Contrast, plain, steer
@@ -39,11 +39,14 @@ class Autoguidance:
     def __post_init__(self) -> None:
         check_rescale(self.rescale)
 
-    def __call__(self, denoiser: Denoiser, condition: Mapping[str, Tensor]) -> Denoise:
-        """Return the function (z, t) -> guided clean latents."""
+    def __call__(self, denoiser: Denoiser, condition: Mapping[str, Tensor]) -> Guided:
+        """Return the guided denoise function."""
         for parameter in denoiser.parameters():
             self.other.to(parameter.device)  # no submodule of the model in training, so nobody else moves it
             break
         towards, away = plain(denoiser, condition), plain(self.other, condition)
-        contrast = Contrast(towards, away, lambda z, t: (towards(z, t), away(z, t)))
-        return steer(contrast, self.scale, self.rescale, self.interval, denoiser)
+
+        def both(z: Tensor, level: Level, estimate: Tensor | None) -> tuple[Denoised, Denoised]:
+            return towards(z, level, estimate), away(z, level, estimate)
+
+        return steer(Contrast(towards, away, both), self.scale, self.rescale, self.interval)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ldm_lightning.diffusion.denoised import Guided
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance.denoise import Denoise
 from ldm_lightning.diffusion.guidance.interval import Interval
 from ldm_lightning.diffusion.guidance.rescale import check_rescale
 from ldm_lightning.diffusion.guidance.steer import one_network, steer
@@ -34,7 +34,7 @@ class ClassifierFree:
     def __post_init__(self) -> None:
         check_rescale(self.rescale)
 
-    def __call__(self, denoiser: Denoiser, condition: Mapping[str, Tensor]) -> Denoise:
-        """Return the function (z, t) -> guided clean latents."""
+    def __call__(self, denoiser: Denoiser, condition: Mapping[str, Tensor]) -> Guided:
+        """Return the guided denoise function."""
         contrast = one_network(denoiser, condition, condition, drop=True)
-        return steer(contrast, self.scale, self.rescale, self.interval, denoiser)
+        return steer(contrast, self.scale, self.rescale, self.interval)

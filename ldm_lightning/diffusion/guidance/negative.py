@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ldm_lightning.diffusion.denoised import Guided
 from ldm_lightning.diffusion.denoiser import Denoiser
-from ldm_lightning.diffusion.guidance.denoise import Denoise
 from ldm_lightning.diffusion.guidance.interval import Interval
 from ldm_lightning.diffusion.guidance.rescale import check_rescale
 from ldm_lightning.diffusion.guidance.steer import one_network, steer
@@ -39,8 +39,8 @@ class NegativeCondition:
     def __post_init__(self) -> None:
         check_rescale(self.rescale)
 
-    def __call__(self, denoiser: Denoiser, condition: Mapping[str, Tensor]) -> Denoise:
-        """Return the function (z, t) -> guided clean latents.
+    def __call__(self, denoiser: Denoiser, condition: Mapping[str, Tensor]) -> Guided:
+        """Return the guided denoise function.
 
         Raises:
             UserError: a name that the samples' conditions do not have.
@@ -52,4 +52,4 @@ class NegativeCondition:
             like = condition[name]
             away[name] = torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
         contrast = one_network(denoiser, condition, away, drop=not self.condition)
-        return steer(contrast, self.scale, self.rescale, self.interval, denoiser)
+        return steer(contrast, self.scale, self.rescale, self.interval)

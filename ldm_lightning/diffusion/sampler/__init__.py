@@ -2,8 +2,9 @@
 
 Each is a small frozen dataclass called as ``sampler(denoise, path, z, streams)``:
 
-- ``denoise(z, t)`` answers the clean latents (a guided :class:`~ldm_lightning.diffusion.denoiser.Denoiser`): on a
-  Gaussian path their mean, for bits the logits of a one,
+- ``denoise(z, level)`` is a guided :class:`~ldm_lightning.diffusion.denoiser.Denoiser` and answers what is known of
+  the clean latents (:class:`~ldm_lightning.diffusion.denoised.Denoised`): on a Gaussian path their mean, for bits the
+  logits of a one, and the variance of a step where it is learned,
 - ``path`` is the corruption being undone, of a kind that the class attribute ``needs`` says
   (:class:`~ldm_lightning.diffusion.needs.Needs`),
 - ``z`` is a draw from ``path.prior``,

@@ -19,11 +19,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock, velocity
-from ldm_lightning.diffusion.sampler.trajectory import full_precision
+from ldm_lightning.diffusion.sampler.trajectory import full_precision, host, level_at
 from ldm_lightning.diffusion.schedule import flow_time
 from ldm_lightning.errors import UserError, nearest
 from ldm_lightning.rng import Streams
@@ -39,6 +39,7 @@ class _Field(nn.Module):
     def __init__(self, denoise: Denoise, path: GaussianPath, first: Tensor, last: float) -> None:
         super().__init__()
         self.denoise, self.path, self.first, self.last = denoise, path, first, last
+        self.schedule = host(path.schedule)
 
     def forward(self, progress: Tensor, y: Tensor) -> Tensor:
         """Minus dy/dc at the clock c = first - progress."""
@@ -49,7 +50,7 @@ class _Field(nn.Module):
     def clean(self, clock: Tensor, y: Tensor) -> Tensor:
         """The clean data, given y at a clock."""
         t = flow_time(self.path.schedule, clock).expand(len(y))
-        return self.denoise(scale_and_clock(self.path, t, y)[0] * y, t)
+        return self.denoise(scale_and_clock(self.path, t, y)[0] * y, level_at(self.schedule, t)).clean
 
 
 def _worst(error: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise, Level
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import BernoulliPath
 from ldm_lightning.diffusion.path.bernoulli import bits
@@ -51,6 +51,6 @@ class BernoulliAncestral:
         # One transfer; times closer than bfloat16 can tell must not merge.
         clock = times.to(z.device, torch.promote_types(z.dtype, torch.float32))[:, None].expand(-1, z.shape[0])
         for step, (t, s) in enumerate(pairwise(times.tolist())):
-            one = path.step(z, denoise(z, clock[step]), s, t)
+            one = path.step(z, denoise(z, Level(clock[step], t)).clean, s, t)
             z = bits(streams.uniform(f"sampler/{step}", z.shape[1:]) < one, z)
         return z

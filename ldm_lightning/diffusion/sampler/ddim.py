@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
@@ -49,7 +49,7 @@ class DDIM:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         noise = FreshNoise(streams, z)
         for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
-            clean = denoise(z, t.time)
+            clean = denoise(z, t).clean
             fresh = self.eta * s.sigma * math.sqrt(-math.expm1(-2 * step_size(t, s)))
             kept = math.sqrt(s.sigma**2 - fresh**2) / t.sigma
             z = noise.add(kept * z + (s.alpha - kept * t.alpha) * clean, fresh, step)

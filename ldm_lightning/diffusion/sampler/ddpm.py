@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
@@ -48,9 +48,9 @@ class DDPM:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         noise = FreshNoise(streams, z)
         for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
-            clean = denoise(z, t.time)
+            answer = denoise(z, t)
             h = step_size(t, s)
             added = -math.expm1(-2 * h)  # the share of the noise at t that was added since s
-            mean = math.exp(-h) * s.sigma / t.sigma * z + s.alpha * added * clean
-            z = noise.add(mean, self.variance(t, s, denoise) ** 0.5 if s.sigma else 0.0, step)
+            mean = math.exp(-h) * s.sigma / t.sigma * z + s.alpha * added * answer.clean
+            z = noise.add(mean, self.variance(t, s, answer) ** 0.5 if s.sigma else 0.0, step)
         return z

@@ -24,7 +24,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
@@ -65,7 +65,7 @@ class DPMSolver2M:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         before, h_before, noise = z, math.inf, FreshNoise(streams, z)
         for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
-            clean, h = denoise(z, t.time), step_size(t, s)
+            clean, h = denoise(z, t).clean, step_size(t, s)
             ahead = clean if math.inf in (h, h_before) else clean + h / (2 * h_before) * (clean - before)
             kept = s.sigma / t.sigma * math.exp(-h) ** self.eta
             z = kept * z - s.alpha * math.expm1(-(1 + self.eta) * h) * ahead

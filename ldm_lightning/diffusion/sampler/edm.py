@@ -18,14 +18,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise, Level
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
 from ldm_lightning.diffusion.sampler.heun import heun_step
 from ldm_lightning.diffusion.sampler.trajectory import (
     FreshNoise,
-    Level,
     Scale,
     flow_scale,
     full_precision,

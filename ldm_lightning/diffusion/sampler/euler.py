@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
@@ -41,5 +41,5 @@ class Euler:
         """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
         for t, s in trajectory(self.grid, self.steps, path, z):
             kept = s.sigma / t.sigma
-            z = kept * z + (s.alpha - kept * t.alpha) * denoise(z, t.time)
+            z = kept * z + (s.alpha - kept * t.alpha) * denoise(z, t).clean
         return z

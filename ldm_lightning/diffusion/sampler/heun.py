@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise, Level
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
-from ldm_lightning.diffusion.sampler.trajectory import Level, Scale, coordinates, flow_scale, full_precision, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import Scale, coordinates, flow_scale, full_precision, trajectory
 from ldm_lightning.rng import Streams
 
 __all__ = ["Heun", "heun_step"]
@@ -21,10 +21,10 @@ def heun_step(denoise: Denoise, z: Tensor, t: Level, s: Level, scale: Scale) -> 
     """From z_t to z_s by two network evaluations, or to t = 0, where the slope is not defined, by one."""
     (scale_t, c_t), (scale_s, c_s) = coordinates(t, scale), coordinates(s, scale)
     y_t = z / scale_t
-    slope = (y_t - denoise(z, t.time)) / c_t
+    slope = (y_t - denoise(z, t).clean) / c_t
     y_s = y_t + (c_s - c_t) * slope
     if c_s > 0:
-        slope = (slope + (y_s - denoise(scale_s * y_s, s.time)) / c_s) / 2
+        slope = (slope + (y_s - denoise(scale_s * y_s, s).clean) / c_s) / 2
         y_s = y_t + (c_s - c_t) * slope
     return scale_s * y_s
 

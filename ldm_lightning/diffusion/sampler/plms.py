@@ -24,7 +24,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
@@ -64,10 +64,10 @@ class PLMS:
         for t, s in trajectory(self.grid, self.steps, path, z):
             (scale_t, c_t), (scale_s, c_s) = coordinates(t, self.scale), coordinates(s, self.scale)
             y = z / scale_t
-            slopes = [(y - denoise(z, t.time)) / c_t, *slopes[:3]]
+            slopes = [(y - denoise(z, t).clean) / c_t, *slopes[:3]]
             slope = sum(w * u for w, u in zip(_WEIGHTS[len(slopes) - 1], slopes, strict=True))
             if len(slopes) == 1 and c_s > 0:
                 end = y + (c_s - c_t) * slope
-                slope = (slope + (end - denoise(scale_s * end, s.time)) / c_s) / 2
+                slope = (slope + (end - denoise(scale_s * end, s).clean) / c_s) / 2
             z = scale_s * (y + (c_s - c_t) * slope)
         return z

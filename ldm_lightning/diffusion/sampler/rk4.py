@@ -15,12 +15,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise, Level
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
 from ldm_lightning.diffusion.sampler.trajectory import (
-    Level,
     coordinates,
     flow_scale,
     full_precision,
@@ -59,7 +58,7 @@ class RK4:
 
         def slope(y: Tensor, level: Level) -> Tensor:
             scale, clock = coordinates(level, flow_scale)
-            return (y - denoise(scale * y, level.time)) / clock
+            return (y - denoise(scale * y, level).clean) / clock
 
         steps = trajectory(self.grid, self.steps, path, z)
         starts = [coordinates(t, flow_scale)[1] for t, _ in steps]

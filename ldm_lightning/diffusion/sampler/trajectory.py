@@ -21,15 +21,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ldm_lightning.diffusion.guidance import Denoise
-from ldm_lightning.diffusion.learned_variance import VarianceDenoise
+from ldm_lightning.diffusion.denoised import Denoise, Denoised, Level
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid
 from ldm_lightning.diffusion.schedule import Schedule
@@ -44,6 +42,7 @@ __all__ = [
     "flow_scale",
     "full_precision",
     "host",
+    "level_at",
     "levels",
     "signal_scale",
     "step_size",
@@ -54,19 +53,15 @@ __all__ = [
 _Call = TypeVar("_Call", bound=Callable[..., Tensor])
 
 
-@dataclass(eq=False)
-class _Narrow:
-    """``denoise``, asked in one precision and answering in another; with its variance, if it has one."""
+def _narrow(denoise: Denoise, asked: torch.dtype, answered: torch.dtype) -> Denoise:
+    """``denoise``, asked in one precision and answering in another."""
 
-    denoise: Denoise
-    asked: torch.dtype
-    answered: torch.dtype
+    def narrow(z: Tensor, level: Level) -> Denoised:
+        answer = denoise(z.to(asked), level)
+        fraction = answer.variance_fraction
+        return Denoised(answer.clean.to(answered), None if fraction is None else fraction.to(answered))
 
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        clean = self.denoise(z.to(self.asked), t).to(self.answered)
-        if isinstance(self.denoise, VarianceDenoise):
-            self.fraction = self.denoise.fraction.to(self.answered)
-        return clean
+    return narrow
 
 
 def full_precision(call: _Call) -> _Call:
@@ -81,26 +76,9 @@ def full_precision(call: _Call) -> _Call:
         wide = torch.promote_types(z.dtype, torch.float32)
         if wide == z.dtype:
             return call(sampler, denoise, path, z, streams)
-        return call(sampler, _Narrow(denoise, z.dtype, wide), path, z.to(wide), streams).to(z.dtype)
+        return call(sampler, _narrow(denoise, z.dtype, wide), path, z.to(wide), streams).to(z.dtype)
 
     return cast(_Call, sample)
-
-
-@dataclass(frozen=True, eq=False)
-class Level:
-    """One time of a trajectory.
-
-    Attributes:
-        time: (B,), on the device of the latents: what the denoiser is told.
-        alpha: signal coefficient.
-        sigma: noise coefficient.
-        log_snr: log(alpha^2 / sigma^2); infinite where one of them is 0.
-    """
-
-    time: Tensor
-    alpha: float
-    sigma: float
-    log_snr: float
 
 
 def host(schedule: Schedule) -> Schedule:
@@ -110,10 +88,21 @@ def host(schedule: Schedule) -> Schedule:
 
 def levels(schedule: Schedule, times: Tensor, z: Tensor) -> list[Level]:
     """The levels at ``times``, float64 on the CPU like ``schedule``, for the latents ``z`` (B, C, *space)."""
-    numbers = torch.stack([*schedule.alpha_sigma(times), schedule.log_snr(times)], dim=1).tolist()
     # One transfer; times closer than bfloat16 can tell must not merge.
     clock = times.to(z.device, torch.promote_types(z.dtype, torch.float32))[:, None].expand(-1, z.shape[0])
-    return [Level(time, *row) for time, row in zip(clock, numbers, strict=True)]
+    return [Level(time, *row) for time, row in zip(clock, _numbers(schedule, times), strict=True)]
+
+
+def level_at(schedule: Schedule, time: Tensor) -> Level:
+    """The level of a ``time`` (B,) that only the device knows, which has to be waited for; ``schedule`` on the CPU."""
+    (row,) = _numbers(schedule, time[:1].detach().double().cpu())
+    return Level(time, *row)
+
+
+def _numbers(schedule: Schedule, times: Tensor) -> list[list[float]]:
+    """Time, alpha, sigma and log-SNR."""
+    rows: list[list[float]] = torch.stack([times, *schedule.alpha_sigma(times), schedule.log_snr(times)], 1).tolist()
+    return rows
 
 
 def trajectory(grid: Grid, steps: int, path: GaussianPath, z: Tensor) -> list[tuple[Level, Level]]:

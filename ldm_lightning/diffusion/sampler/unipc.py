@@ -21,11 +21,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ldm_lightning.diffusion.guidance import Denoise
+from ldm_lightning.diffusion.denoised import Denoise, Level
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
-from ldm_lightning.diffusion.sampler.trajectory import Level, full_precision, step_size, trajectory
+from ldm_lightning.diffusion.sampler.trajectory import full_precision, step_size, trajectory
 from ldm_lightning.rng import Streams
 
 __all__ = ["UniPC"]
@@ -74,7 +74,7 @@ class UniPC:
         start, u, clean, before, h = z, steps[0][0], z, z, math.inf  # placeholders: the first step has none before it
         h_before = math.inf
         for step, (t, s) in enumerate(steps):
-            answer = denoise(z, t.time)
+            answer = denoise(z, t).clean
             if step > 0:
                 far, near = corrector(h, h_before)
                 z = advance(start, u, t, clean + far * (before - clean) + near * (answer - clean))
