@@ -10,12 +10,15 @@ Each is a small frozen dataclass called as ``sampler(denoise, path, z, streams)`
 - ``z`` is a draw from ``path.prior``,
 - ``streams`` gives each sample its own noise, so a sample does not depend on the batch it is made in.
 
+It may be told a part of the path, ``sampler(denoise, path, z, streams, Part(start, stop))``, to start from latents
+at any time and to stop at any other (:class:`~ldm_lightning.diffusion.sampler.part.Part`).
+
 Latents, and with them the network, may be of any floating dtype, which is also the answer's; coefficients are numbers
 in double precision, and no step is taken in less than single
 (:func:`~ldm_lightning.diffusion.sampler.trajectory.full_precision`).
 
-``sampler.evaluations`` is the exact number of calls of ``denoise``, for every number of steps (for the adaptive solver
-the most it can make).
+``sampler.evaluations`` is the exact number of calls of ``denoise`` along the whole path, for every number of steps
+(for the adaptive solver the most it can make).
 """
 
 from ldm_lightning.diffusion.sampler.adaptive import AdaptiveODE
@@ -36,6 +39,7 @@ from ldm_lightning.diffusion.sampler.grid import (
     uniform_grid,
 )
 from ldm_lightning.diffusion.sampler.heun import Heun
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.plms import PLMS
 from ldm_lightning.diffusion.sampler.rk4 import RK4
 from ldm_lightning.diffusion.sampler.trajectory import coordinates, flow_scale, full_precision, signal_scale, trajectory
@@ -48,6 +52,7 @@ __all__ = [
     "EDM",
     "PLMS",
     "RK4",
+    "WHOLE",
     "AdaptiveODE",
     "BernoulliAncestral",
     "DPMSolver2M",
@@ -55,6 +60,7 @@ __all__ = [
     "EulerAncestral",
     "Grid",
     "Heun",
+    "Part",
     "Sampler",
     "UniPC",
     "coordinates",

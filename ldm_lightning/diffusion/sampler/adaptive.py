@@ -23,6 +23,7 @@ from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.flow_coordinates import scale_and_clock, velocity
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.trajectory import full_precision, host, level_at
 from ldm_lightning.diffusion.schedule import flow_time
 from ldm_lightning.errors import UserError, nearest
@@ -36,7 +37,7 @@ SLOPES = {"dopri5": 6, "dopri8": 13, "bosh3": 3, "fehlberg2": 2, "adaptive_heun"
 class _Field(nn.Module):
     """dy/dp; a module, so that the adjoint method finds the parameters of a denoiser that is one."""
 
-    def __init__(self, denoise: Denoise, path: GaussianPath, first: Tensor, last: float) -> None:
+    def __init__(self, denoise: Denoise, path: GaussianPath, first: Tensor, last: Tensor) -> None:
         super().__init__()
         self.denoise, self.path, self.first, self.last = denoise, path, first, last
         self.schedule = host(path.schedule)
@@ -94,8 +95,8 @@ class AdaptiveODE:
         return SLOPES[self.method] * self.steps + 2  # one at the start, one for the clean data
 
     @full_precision
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape.
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop.
 
         Raises:
             UserError: the tolerance is not met within the allowed steps.
@@ -104,13 +105,16 @@ class AdaptiveODE:
 
         if self.steps < 1:
             raise UserError(f"sampler.steps={self.steps}: at least one step is needed")
-        scale, first = scale_and_clock(path, z.new_ones(1), z[0, :1])
-        field = _Field(denoise, path, first.squeeze(), self.last)
-        ends = torch.stack([torch.zeros_like(field.first), field.first - self.last])
+        scale, first = scale_and_clock(path, z.new_full((1,), part.start), z[0, :1])
+        final, last = scale_and_clock(path, z.new_full((1,), part.stop), z[0, :1])
+        if part.stop == 0:
+            last = torch.minimum(last.new_full((), self.last), first / 2)
+        field = _Field(denoise, path, first.squeeze(), last.squeeze())
+        ends = torch.stack([torch.zeros_like(field.first), field.first - field.last])
         options = {"first_step": 0.05 * ends[1], "step_t": ends, "max_num_steps": self.steps, "norm": _worst}
         solve = odeint_adjoint if self.adjoint else odeint
         try:
             y = solve(field, z / scale, ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options)[-1]
         except AssertionError as error:
             raise UserError(f"sampler.steps={self.steps} do not reach sampler.rtol={self.rtol} ({error})") from error
-        return field.clean(ends.new_full((), self.last), y)
+        return final * y if part.stop else field.clean(field.last, y)

@@ -13,6 +13,7 @@ from ldm_lightning.diffusion.denoised import Denoise, Level
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import BernoulliPath
 from ldm_lightning.diffusion.path.bernoulli import bits
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
 
@@ -39,18 +40,20 @@ class BernoulliAncestral:
         """Exact number of network evaluations."""
         return self.steps
 
-    def __call__(self, denoise: Denoise, path: BernoulliPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean bits of the same shape; ``denoise`` answers logits.
+    def __call__(
+        self, denoise: Denoise, path: BernoulliPath, z: Tensor, streams: Streams, part: Part = WHOLE
+    ) -> Tensor:
+        """Turn bits ``z`` (B, C, *space) at the start of ``part`` into bits at its stop; ``denoise`` answers logits.
 
         Raises:
             UserError: fewer than one step.
         """
         if self.steps < 1:
             raise UserError(f"sampler.steps={self.steps}: at least one step is needed")
-        times = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+        times = part.of(torch.linspace(1, 0, self.steps + 1, dtype=torch.float64))
         # One transfer; times closer than bfloat16 can tell must not merge.
         clock = times.to(z.device, torch.promote_types(z.dtype, torch.float32))[:, None].expand(-1, z.shape[0])
         for step, (t, s) in enumerate(pairwise(times.tolist())):
             one = path.step(z, denoise(z, Level(clock[step], t)).clean, s, t)
-            z = bits(streams.uniform(f"sampler/{step}", z.shape[1:]) < one, z)
+            z = bits(streams.uniform(part.purpose(step), z.shape[1:]) < one, z)
         return z

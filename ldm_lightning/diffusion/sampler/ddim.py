@@ -12,6 +12,7 @@ from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, full_precision, step_size, trajectory
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
@@ -45,10 +46,10 @@ class DDIM:
         return self.steps
 
     @full_precision
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        noise = FreshNoise(streams, z)
-        for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
+        noise = FreshNoise(streams, z, part)
+        for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z, part)):
             clean = denoise(z, t).clean
             fresh = self.eta * s.sigma * math.sqrt(-math.expm1(-2 * step_size(t, s)))
             kept = math.sqrt(s.sigma**2 - fresh**2) / t.sigma

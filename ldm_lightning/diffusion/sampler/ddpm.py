@@ -11,6 +11,7 @@ from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, full_precision, step_size, trajectory
 from ldm_lightning.diffusion.sampler.variance import Variance, learned_variance, lower_variance
 from ldm_lightning.rng import Streams
@@ -44,10 +45,10 @@ class DDPM:
         return self.steps
 
     @full_precision
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        noise = FreshNoise(streams, z)
-        for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
+        noise = FreshNoise(streams, z, part)
+        for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z, part)):
             answer = denoise(z, t)
             h = step_size(t, s)
             added = -math.expm1(-2 * h)  # the share of the noise at t that was added since s

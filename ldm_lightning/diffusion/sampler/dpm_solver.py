@@ -28,6 +28,7 @@ from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.trajectory import FreshNoise, full_precision, step_size, trajectory
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
@@ -61,10 +62,10 @@ class DPMSolver2M:
         return self.steps
 
     @full_precision
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        before, h_before, noise = z, math.inf, FreshNoise(streams, z)
-        for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z)):
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
+        before, h_before, noise = z, math.inf, FreshNoise(streams, z, part)
+        for step, (t, s) in enumerate(trajectory(self.grid, self.steps, path, z, part)):
             clean, h = denoise(z, t).clean, step_size(t, s)
             ahead = clean if math.inf in (h, h_before) else clean + h / (2 * h_before) * (clean - before)
             kept = s.sigma / t.sigma * math.exp(-h) ** self.eta

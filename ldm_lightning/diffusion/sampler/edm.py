@@ -23,6 +23,7 @@ from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
 from ldm_lightning.diffusion.sampler.heun import heun_step
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.trajectory import (
     FreshNoise,
     Scale,
@@ -69,9 +70,9 @@ class EDM:
         return 2 * self.steps - 1
 
     @full_precision
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        steps, noise = trajectory(self.grid, self.steps, path, z), FreshNoise(streams, z)
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
+        steps, noise = trajectory(self.grid, self.steps, path, z, part), FreshNoise(streams, z, part)
         for step, ((t, s), churned) in enumerate(zip(steps, self.churn(path, [t for t, _ in steps], z), strict=True)):
             if churned is not t:
                 ratio = churned.alpha / t.alpha
@@ -82,8 +83,8 @@ class EDM:
 
     def churn(self, path: GaussianPath, starts: list[Level], z: Tensor) -> list[Level]:
         """The levels to which churn raises the ``starts`` of the steps; the same objects where it does not."""
-        gamma, highest = min(self.s_churn / self.steps, math.sqrt(2) - 1), starts[0].log_snr
-        schedule = host(path.schedule)
+        gamma, schedule = min(self.s_churn / self.steps, math.sqrt(2) - 1), host(path.schedule)
+        highest = schedule.log_snr(torch.ones(1, dtype=torch.float64)).item()
         raised = [min(max(t.log_snr - 2 * math.log1p(gamma), highest), t.log_snr) for t in starts]
         churned = levels(schedule, schedule.time(torch.tensor(raised, dtype=torch.float64)), z)
         return [

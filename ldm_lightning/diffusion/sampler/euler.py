@@ -11,6 +11,7 @@ from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.trajectory import full_precision, trajectory
 from ldm_lightning.rng import Streams
 
@@ -37,9 +38,9 @@ class Euler:
         return self.steps
 
     @full_precision
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        for t, s in trajectory(self.grid, self.steps, path, z):
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
+        for t, s in trajectory(self.grid, self.steps, path, z, part):
             kept = s.sigma / t.sigma
             z = kept * z + (s.alpha - kept * t.alpha) * denoise(z, t).clean
         return z

@@ -22,6 +22,7 @@ from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.ddim import DDIM
 from ldm_lightning.diffusion.sampler.grid import Grid, uniform_grid
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.rng import Streams
 
 __all__ = ["EulerAncestral"]
@@ -51,6 +52,6 @@ class EulerAncestral:
         """Exact number of network evaluations."""
         return self.steps
 
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        return DDIM(self.steps, self.eta, self.grid)(denoise, path, z, streams)
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
+        return DDIM(self.steps, self.eta, self.grid)(denoise, path, z, streams, part)

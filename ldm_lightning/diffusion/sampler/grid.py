@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.denoised import Denoise
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.schedule import Schedule, flow_time
 from ldm_lightning.rng import Streams
 
@@ -26,11 +27,11 @@ class Sampler(Protocol):
 
     @property
     def evaluations(self) -> int:
-        """Exact number of network evaluations of one call; of an adaptive solver, the most it can make."""
+        """Exact number of network evaluations along the whole path; of an adaptive solver, the most it can make."""
         ...
 
-    def __call__(self, denoise: Denoise, path: Any, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
+    def __call__(self, denoise: Denoise, path: Any, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
         ...
 
 

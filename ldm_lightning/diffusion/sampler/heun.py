@@ -11,6 +11,7 @@ from ldm_lightning.diffusion.denoised import Denoise, Level
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.trajectory import Scale, coordinates, flow_scale, full_precision, trajectory
 from ldm_lightning.rng import Streams
 
@@ -52,8 +53,8 @@ class Heun:
         return 2 * self.steps - 1
 
     @full_precision
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        for t, s in trajectory(self.grid, self.steps, path, z):
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
+        for t, s in trajectory(self.grid, self.steps, path, z, part):
             z = heun_step(denoise, z, t, s, self.scale)
         return z

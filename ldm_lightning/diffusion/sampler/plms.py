@@ -28,6 +28,7 @@ from ldm_lightning.diffusion.denoised import Denoise
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.trajectory import Scale, coordinates, flow_scale, full_precision, trajectory
 from ldm_lightning.rng import Streams
 
@@ -58,10 +59,10 @@ class PLMS:
         return self.steps + (self.steps > 1)
 
     @full_precision
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
         slopes: list[Tensor] = []  # latest first
-        for t, s in trajectory(self.grid, self.steps, path, z):
+        for t, s in trajectory(self.grid, self.steps, path, z, part):
             (scale_t, c_t), (scale_s, c_s) = coordinates(t, self.scale), coordinates(s, self.scale)
             y = z / scale_t
             slopes = [(y - denoise(z, t).clean) / c_t, *slopes[:3]]

@@ -9,7 +9,6 @@ slopes lie at c, 2 c / 3 and c / 3 (weights 1/4, 0, 3/4): its own error is of fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -19,6 +18,7 @@ from ldm_lightning.diffusion.denoised import Denoise, Level
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.trajectory import (
     coordinates,
     flow_scale,
@@ -53,29 +53,30 @@ class RK4:
         return 4 * self.steps - 1
 
     @full_precision
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
 
         def slope(y: Tensor, level: Level) -> Tensor:
             scale, clock = coordinates(level, flow_scale)
             return (y - denoise(scale * y, level).clean) / clock
 
-        steps = trajectory(self.grid, self.steps, path, z)
-        starts = [coordinates(t, flow_scale)[1] for t, _ in steps]
-        middles = [(c + end) / 2 for c, end in pairwise(starts)]
-        *middle, second, third = between(path, [*middles, starts[-1] * 2 / 3, starts[-1] / 3], z)
+        steps = trajectory(self.grid, self.steps, path, z, part)
+        clocks = [(coordinates(t, flow_scale)[1], coordinates(s, flow_scale)[1]) for t, s in steps]
+        inner = [(c * 2 / 3, c / 3) if end == 0 else ((c + end) / 2,) for c, end in clocks]
+        inside = iter(between(path, [clock for of_step in inner for clock in of_step], z))
         y = z / coordinates(steps[0][0], flow_scale)[0]
-        for (t, s), m, start, end in zip(steps, middle, starts, starts[1:], strict=False):
-            width = end - start
-            first = slope(y, t)
-            early = slope(y + width / 2 * first, m)
-            late = slope(y + width / 2 * early, m)
-            last = slope(y + width * late, s)
-            y = y + width / 6 * (first + 2 * early + 2 * late + last)
-        first = slope(y, steps[-1][0])
-        early = slope(y - starts[-1] / 3 * first, second)
-        late = slope(y - starts[-1] * 2 / 3 * early, third)
-        return y - starts[-1] / 4 * (first + 3 * late)
+        for (t, s), (start, end) in zip(steps, clocks, strict=True):
+            width, first, middle = end - start, slope(y, t), next(inside)
+            if end == 0:
+                early = slope(y + width / 3 * first, middle)
+                late = slope(y + width * 2 / 3 * early, next(inside))
+                y = y + width / 4 * (first + 3 * late)
+            else:
+                early = slope(y + width / 2 * first, middle)
+                late = slope(y + width / 2 * early, middle)
+                last = slope(y + width * late, s)
+                y = y + width / 6 * (first + 2 * early + 2 * late + last)
+        return coordinates(steps[-1][1], flow_scale)[0] * y
 
 
 def between(path: GaussianPath, clocks: list[float], z: Tensor) -> list[Level]:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ldm_lightning.diffusion.denoised import Denoise, Denoised, Level
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.schedule import Schedule
 from ldm_lightning.errors import UserError
 from ldm_lightning.rng import Streams
@@ -72,11 +73,11 @@ def full_precision(call: _Call) -> _Call:
     """
 
     @functools.wraps(call)
-    def sample(sampler: Any, denoise: Denoise, path: Any, z: Tensor, streams: Streams) -> Tensor:
+    def sample(sampler: Any, denoise: Denoise, path: Any, z: Tensor, streams: Streams, *part: Part) -> Tensor:
         wide = torch.promote_types(z.dtype, torch.float32)
         if wide == z.dtype:
-            return call(sampler, denoise, path, z, streams)
-        return call(sampler, _narrow(denoise, z.dtype, wide), path, z.to(wide), streams).to(z.dtype)
+            return call(sampler, denoise, path, z, streams, *part)
+        return call(sampler, _narrow(denoise, z.dtype, wide), path, z.to(wide), streams, *part).to(z.dtype)
 
     return cast(_Call, sample)
 
@@ -105,8 +106,8 @@ def _numbers(schedule: Schedule, times: Tensor) -> list[list[float]]:
     return rows
 
 
-def trajectory(grid: Grid, steps: int, path: GaussianPath, z: Tensor) -> list[tuple[Level, Level]]:
-    """The two ends (t, s) of every step, from t down to s; the last s is 0.
+def trajectory(grid: Grid, steps: int, path: GaussianPath, z: Tensor, part: Part = WHOLE) -> list[tuple[Level, Level]]:
+    """The two ends (t, s) of every step of a part of the path, from t down to s.
 
     Raises:
         UserError: fewer than one step.
@@ -114,7 +115,7 @@ def trajectory(grid: Grid, steps: int, path: GaussianPath, z: Tensor) -> list[tu
     if steps < 1:
         raise UserError(f"sampler.steps={steps}: at least one step is needed")
     schedule = host(path.schedule)
-    return list(pairwise(levels(schedule, grid(steps, schedule), z)))
+    return list(pairwise(levels(schedule, part.of(grid(steps, schedule)), z)))
 
 
 def step_size(t: Level, s: Level) -> float:
@@ -130,10 +131,11 @@ class FreshNoise:
     Args:
         streams: of the samples.
         z: (B, C, *space), what it will be added to.
+        part: of the path, whose steps it is drawn for.
     """
 
-    def __init__(self, streams: Streams, z: Tensor) -> None:
-        self._streams, self._shape = streams, z.shape[1:]
+    def __init__(self, streams: Streams, z: Tensor, part: Part = WHOLE) -> None:
+        self._streams, self._shape, self._part = streams, z.shape[1:], part
         self._together = 16 if z.numel() <= 2**13 else 1
         self._ahead: dict[int, Tensor] = {}
 
@@ -143,7 +145,7 @@ class FreshNoise:
             return z
         if step not in self._ahead:
             steps = range(step, step + self._together)
-            normals = self._streams.normals([f"sampler/{number}" for number in steps], self._shape)
+            normals = self._streams.normals([self._part.purpose(number) for number in steps], self._shape)
             self._ahead = dict(zip(steps, normals, strict=True))
         return z + std * self._ahead.pop(step).to(z.dtype)
 

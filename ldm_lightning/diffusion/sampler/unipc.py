@@ -25,6 +25,7 @@ from ldm_lightning.diffusion.denoised import Denoise, Level
 from ldm_lightning.diffusion.needs import Needs
 from ldm_lightning.diffusion.path import GaussianPath
 from ldm_lightning.diffusion.sampler.grid import Grid, flow_grid
+from ldm_lightning.diffusion.sampler.part import WHOLE, Part
 from ldm_lightning.diffusion.sampler.trajectory import full_precision, step_size, trajectory
 from ldm_lightning.rng import Streams
 
@@ -68,9 +69,9 @@ class UniPC:
         return self.steps
 
     @full_precision
-    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams) -> Tensor:
-        """Turn ``z`` (B, C, *space) from the prior into clean latents of the same shape."""
-        steps = trajectory(self.grid, self.steps, path, z)
+    def __call__(self, denoise: Denoise, path: GaussianPath, z: Tensor, streams: Streams, part: Part = WHOLE) -> Tensor:
+        """Turn ``z`` (B, C, *space) at the start of ``part`` into latents of the same shape at its stop."""
+        steps = trajectory(self.grid, self.steps, path, z, part)
         start, u, clean, before, h = z, steps[0][0], z, z, math.inf  # placeholders: the first step has none before it
         h_before = math.inf
         for step, (t, s) in enumerate(steps):
