@@ -13,7 +13,6 @@ import itertools
 import json
 import logging
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,15 +37,16 @@ __all__ = [
     "read_manifest",
     "replace_file",
     "replacing",
+    "scratch",
     "set_aside",
     "sweep",
-    "unfinished",
     "write_artifact",
 ]
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_RECORD = "scratch.json"
 FORMAT = 1  # of what write_artifact writes; raised when an older reader would misread it
 
 
@@ -56,11 +56,6 @@ class Artifact:
 
     manifest: dict[str, Any]
     weights: dict[str, Tensor]
-
-
-def unfinished(path: Path, mark: str) -> Path:
-    """Where :func:`replacing` prepares ``path``: beside it, since only there a rename is one step."""
-    return path.with_name(f".{path.name}.{mark}")
 
 
 @contextlib.contextmanager
@@ -74,8 +69,9 @@ def replacing(
 
     Args:
         path: the file to make or replace.
-        mark: in the name under which it grows, unique by default. A checksum of the content serves where nobody else
-            writes here: what a killed writer left is then overwritten by whoever writes the same again.
+        mark: a checksum of the content, where nobody else writes here: it grows under a name with that in it, and what
+            a killed writer left is overwritten by whoever writes the same again. By default it grows in a
+            :func:`scratch`.
         size: bytes that it needs, when they are known, for the message of a full disk.
         make_way: called when the new file is on the disk, before it takes its place: to keep the old one.
 
@@ -83,9 +79,8 @@ def replacing(
         DiskFull: there is no room for it.
         OSError: the folder is missing or cannot be written to.
     """
-    temporary = unfinished(path, mark or uuid.uuid4().hex)
     with room_for(path, size):
-        try:
+        with _beside(path, mark) as temporary:
             with temporary.open("wb" if mark else "xb") as file:
                 yield file
                 file.flush()
@@ -93,14 +88,56 @@ def replacing(
             if make_way is not None:
                 make_way()
             temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the rename itself must survive a power cut
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def _beside(path: Path, mark: str | None) -> Iterator[Path]:
+    """Where the content of ``path`` grows."""
+    if mark is None:
+        with scratch(path) as temporary:
+            yield temporary
+        return
+    temporary = path.with_name(f".{path.name}.{mark}")
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A place for what is to become ``path``, in a folder of its own beside it, which is removed at the end.
+
+    Before anything else the folder gets a record that says whose it is, since a name alone does not.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    folder.mkdir()
+    try:
+        (folder / _RECORD).write_bytes(_record(path.name))
+        yield folder / path.name
+    finally:
+        _drop(folder, path.name)
+
+
+def _record(name: str) -> bytes:
+    return json.dumps({"record": "ldm_lightning prepares a file here", "file": name}).encode()
+
+
+def _drop(folder: Path, name: str) -> None:
+    """Remove a scratch: first what grew in it, then its record, and the folder unless somebody put more there."""
+    (folder / name).unlink(missing_ok=True)
+    (folder / _RECORD).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -116,10 +153,16 @@ def set_aside(path: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what :func:`replacing` left in ``folder`` when it was killed; nobody else may be writing there."""
+    """Remove each :func:`scratch` in ``folder`` whose writer was killed; nobody else may be writing there.
+
+    It is known by its record. What only has such a name, or files beside those recorded, stays.
+    """
     for stale in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{32}", stale.name) and stale.is_file():
-            stale.unlink()
+        name = stale.stem[1:]
+        if stale.is_symlink() or not (stale / _RECORD).is_file():
+            continue
+        if (stale / _RECORD).read_bytes() == _record(name):
+            _drop(stale, name)
 
 
 def write_artifact(folder: Path, kind: str, weights: Mapping[str, Tensor], details: Mapping[str, Any]) -> None:

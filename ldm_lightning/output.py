@@ -110,7 +110,7 @@ class Output:
         if not self._end:
             self.folder.mkdir(parents=True, exist_ok=True)
             header = _encode(_HEADER)
-            with replacing(self.folder / RECORD, "new") as file:
+            with replacing(self.folder / RECORD, _entry(header)["sha256"][:16]) as file:
                 file.write(header)
             self._end = len(header)
         with (self.folder / RECORD).open("r+b") as file:

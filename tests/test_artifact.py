@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_lightning.artifact import copy_artifact, locate, read_artifact, replacing, write_artifact
+from ldm_lightning.artifact import copy_artifact, locate, read_artifact, replacing, sweep, write_artifact
 from ldm_lightning.errors import UserError
 from tests.conftest import killed_at
 
@@ -107,6 +107,43 @@ def test_a_copy_killed_in_the_middle_is_the_old_one_or_the_new_one(changes: int,
     assert {name: left[name] for name in whole} == whole
     # Killed just before they were deleted, the old weights stay: no manifest tells any more whose they are.
     assert len(left) == 2 + (changes == 2)
+
+
+def test_what_a_killed_writer_leaves_is_swept_and_what_only_looks_like_it_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("old")
+
+    def write() -> None:
+        with replacing(tmp_path / "a.csv") as file:
+            file.write(b"new")
+
+    assert killed_at(0, write)
+    (left,) = tmp_path.glob(".*")
+    users = [tmp_path / f".{name}.{'0123456789abcdef' * 2}" for name in ("b.csv", "c.csv", "d.csv")]
+    users[0].write_text("the user's")
+    (users[1] / "deep").mkdir(parents=True)
+    users[2].mkdir()
+    for record in ("", '{"record": "of something else", "file": "d.csv"}', "[]"):
+        (users[2] / "scratch.json").write_text(record)
+        (users[2] / "d.csv").write_text("the user's")
+        sweep(tmp_path)
+        assert not left.exists()
+        assert users[0].read_text() == (users[2] / "d.csv").read_text() == "the user's"
+        assert (users[1] / "deep").is_dir()
+    assert (tmp_path / "a.csv").read_text() == "old"
+
+
+def test_what_was_put_into_a_killed_writers_folder_stays(tmp_path: Path) -> None:
+    def write() -> None:
+        with replacing(tmp_path / "a.csv") as file:
+            file.write(b"new")
+
+    assert killed_at(0, write)
+    (left,) = tmp_path.glob(".*")
+    (left / "notes.txt").write_text("the user's")
+    sweep(tmp_path)
+    assert [path.name for path in left.iterdir()] == ["notes.txt"]
+    write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left.name, "a.csv"]
 
 
 def test_weights_outside_of_their_folder_are_refused(tmp_path: Path) -> None:

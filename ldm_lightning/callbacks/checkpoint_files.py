@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from ldm_lightning.artifact import replacing, unfinished
+from ldm_lightning.artifact import replacing
 from ldm_lightning.errors import UserError, first_line
 
 __all__ = [
@@ -27,13 +27,11 @@ __all__ = [
     "newest",
     "read_state",
     "set_aside",
-    "sweep_checkpoints",
 ]
 
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 PREVIOUS = "previous-last.ckpt"
-_MARK = "tmp"  # of files that are being written: one name, so that many kills leave one half file, not many
 _PARTS = {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers", "global_step"}
 
 
@@ -62,7 +60,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         last = path.name == LAST
         make_way = partial(self._make_way, path) if last else None
-        with replacing(path, _MARK, _bytes(checkpoint), make_way) as file:
+        with replacing(path, size=_bytes(checkpoint), make_way=make_way) as file:
             torch.save(checkpoint, file)
         if last:
             self._whole = path
@@ -180,9 +178,3 @@ def set_aside(path: Path, why: str) -> Path:
         number += 1
         place = path.with_name(f"{why}-{number}-{path.name}")
     return path.rename(place)
-
-
-def sweep_checkpoints(folder: Path) -> None:
-    """Remove the half files of a writer that was killed; nobody else may be writing there."""
-    for name in (LAST, BEST):
-        unfinished(folder / name, _MARK).unlink(missing_ok=True)

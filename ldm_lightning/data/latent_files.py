@@ -32,7 +32,7 @@ import numpy as np
 import safetensors.numpy
 from tqdm import tqdm
 
-from ldm_lightning.artifact import file_checksum, replace_file
+from ldm_lightning.artifact import file_checksum, replace_file, set_aside, sweep
 from ldm_lightning.errors import UserError
 
 __all__ = ["Manifest", "Shards", "Writer", "check_folder", "read_manifest", "read_samples", "verify"]
@@ -41,10 +41,10 @@ MANIFEST = "manifest.json"
 _KIND = "latents"
 _IDENTITY = ("first_stage", "transform", "data")
 _RECIPE = (*_IDENTITY, "dtype", "shape", "count", "shard_size")
-# Our files are known by names that carry a checksum of their content; what a killed writer leaves has one more number.
+# Our files are known by names that carry a checksum of their content.
 _SHARD = re.compile(r"latents-\d{5,}-[0-9a-f]{16}\.npy")
-_UNFINISHED = re.compile(rf"\.({_SHARD.pattern}|samples-[0-9a-f]{{16}}\.safetensors|manifest\.json)\.[0-9a-f]{{32}}")
-_BEGUN = (MANIFEST, "first_stage")  # what a cache without a shard may hold
+_ASIDE = re.compile(r"latents-\d{5,}-[0-9a-f]{16}-\d+\.npy")  # a damaged shard that was made again
+_BEGUN = (MANIFEST, "first_stage")  # what a cache without a shard may hold, beside damaged ones
 
 
 @dataclass(frozen=True)
@@ -258,16 +258,17 @@ class Writer:
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root, self.manifest = root, manifest
         check_folder(root, manifest)
-        for stale in filter(_is_unfinished, root.iterdir()):  # of a writer that was killed
-            stale.unlink()
+        sweep(root)
         self._shards: dict[int, tuple[str, str]] = {}
         for name, checksum in _states(root, _shards(root), "verifying what is there"):
             number = int(name.split("-")[1])
             if checksum is not None and name == _shard_name(number, checksum) and number not in self._shards:
                 self._shards[number] = name, checksum
             else:
-                warnings.warn(f"{root / name} is damaged, or of no use any more: it is made again", stacklevel=2)
-                (root / name).unlink()
+                kept = set_aside(root / name).name
+                warnings.warn(
+                    f"{root / name} is damaged or of no use: it is kept as {kept}, and made again", stacklevel=2
+                )
         self.missing = [number for number in range(manifest.shards) if number not in self._shards]
         if self.missing:
             replace_file(root / MANIFEST, manifest.encode())
@@ -309,10 +310,6 @@ def _shards(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if _SHARD.fullmatch(path.name) and path.is_file())
 
 
-def _is_unfinished(path: Path) -> bool:
-    return bool(_UNFINISHED.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
-
-
 def _shard_name(number: int, checksum: str) -> str:
     return f"latents-{number:05d}-{checksum[:16]}.npy"
 
@@ -326,7 +323,7 @@ def check_folder(root: Path, wanted: Manifest) -> None:
     # Before the first shard there is nothing that another beginning could spoil.
     if not (root / MANIFEST).exists() or not _shards(root):
         names = [path.name for path in root.iterdir()] if root.is_dir() else []
-        strange = any(not name.startswith(".") and name not in _BEGUN for name in names)
+        strange = any(not (name.startswith(".") or name in _BEGUN or _ASIDE.fullmatch(name)) for name in names)
         if root.is_file() or strange or not _is_begun(root):
             raise UserError(f"output={root} holds something else: give a folder of its own")
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm_lightning.artifact import sweep
-from ldm_lightning.callbacks.checkpoint_files import BEST, intact, misfit, newest, set_aside, sweep_checkpoints
+from ldm_lightning.callbacks.checkpoint_files import BEST, intact, misfit, newest, set_aside
 from ldm_lightning.errors import UserError, nearest
 from ldm_lightning.experiment.run_folder import is_first_process
 
@@ -59,9 +59,8 @@ def find_checkpoint(folder: Path, resume: str, weights: Mapping[str, Tensor]) ->
             "start anew"
         )
     if is_first_process():
-        for place in (folder, folder / "export"):
+        for place in (folder, folder / "export", checkpoints):
             sweep(place)
-        sweep_checkpoints(checkpoints)
         kept = [set_aside(file, "damaged") for file in wrong]
         if resume == "anew":
             kept += [set_aside(folder / name, "before") for name in _REPLACED if (folder / name).exists()]

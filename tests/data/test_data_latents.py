@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm_lightning.artifact import replace_file
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.data.dataset import PictureDataset
 from ldm_lightning.data.latent_files import Manifest, Shards, Writer, read_manifest, verify
@@ -21,6 +22,7 @@ from ldm_lightning.data.philox import first_uniforms, first_words, generator
 from ldm_lightning.data.picture import ImageTransform
 from ldm_lightning.data.source import Source
 from ldm_lightning.errors import UserError
+from tests.conftest import killed_at
 
 FLIPPED = ImageTransform(size=8, flip=True)
 
@@ -302,8 +304,8 @@ def test_an_incomplete_cache_is_refused_and_only_the_rest_is_made(tmp_path, sour
     assert writer.missing == [0, 1, 2, 3, 4, 5]
     for number in (0, 2):
         write(writer, number)
-    killed = f".latents-00003-{'a' * 16}.npy.{'0' * 32}"
-    (root / killed).write_bytes(b"half")
+    assert killed_at(0, lambda: replace_file(root / f"latents-00003-{'a' * 16}.npy", b"half"))
+    assert any(root.glob(".latents-00003-*/*"))
     with pytest.raises(UserError, match=r"incomplete \(2 of 6 shards\): repeat the ldm encode"):
         cached(root).setup()
     stamps = {path: path.stat().st_mtime_ns for path in root.glob("latents-*")}
@@ -319,15 +321,26 @@ def test_an_incomplete_cache_is_refused_and_only_the_rest_is_made(tmp_path, sour
 
 
 def test_damaged_shards_are_made_again(latents, source):
+    """The damaged one is kept aside: what is not what we wrote is not ours to delete."""
     before = contents(latents)
-    flip(one(latents, "latents-*", 1), 0.5)
+    damaged = one(latents, "latents-*", 1)
+    flip(damaged, 0.5)
+    aside = {f"{damaged.stem}-1.npy": damaged.read_bytes()}
     one(latents, "latents-*", 4).unlink()
     writer = begin(latents, source)
     assert writer.missing == [1, 4]
     for number in writer.missing:
         write(writer, number)
     finish(writer, source)
-    assert contents(latents) == before
+    assert contents(latents) == before | aside
+
+
+def test_a_cache_whose_only_shard_is_damaged_can_be_gone_on_with(tmp_path, source):
+    root = tmp_path / "other"
+    write(begin(root, source), 0)
+    flip(one(root, "latents-*"), 0.5)
+    for _ in range(2):  # the second time as if killed before it had made one
+        assert begin(root, source).missing == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
