@@ -40,7 +40,7 @@ def config(bottleneck: str = "Gaussian", adversary: Mapping[str, Any] | None = N
     }
 
 
-STAGE_TWO = {**config(), "stage": "latent_diffusion", "first_stage": {"run": "runs/first"}}
+STAGE_TWO = {**config(), "stage": "latent_diffusion", "first_stage": {"run": "runs/first"}, "denoiser": {}}
 GAME = {
     "start": 20,
     "join": 40,

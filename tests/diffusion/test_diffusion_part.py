@@ -71,7 +71,7 @@ def test_two_parts_of_an_adaptive_solution_are_the_whole(path, data):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_corrupted_data_lead_back_to_the_data(name, path, data):
     """From z_t to z_s the marginal stays that of the path, and to 0 that of the data."""
-    sampler, streams = replace(SAMPLERS[name], steps=100), Streams(0, torch.arange(ROWS))
+    sampler, streams = replace(SAMPLERS[name], steps=200), Streams(0, torch.arange(ROWS))
     z0 = data.mean + streams.normal("z0", (3,)).double() @ torch.linalg.cholesky(data.covariance).T
     z = path.corrupt(z0, torch.full((ROWS,), 0.6, dtype=torch.float64), path.noise(streams, (3,)).double())
     for stop in (0.3, 0.0):
@@ -84,7 +84,7 @@ def test_corrupted_data_lead_back_to_the_data(name, path, data):
 @pytest.mark.parametrize("name", ["ddim_one", "ddpm", "ancestral", "2m_sde"])
 def test_ancestral_samples_from_one_point_have_its_posterior(name, path, data):
     """z_0 given z_t, for Gaussian data: mean and covariance in closed form."""
-    sampler, streams, t = replace(SAMPLERS[name], steps=200), Streams(0, torch.arange(ROWS)), 0.4
+    sampler, streams, t = replace(SAMPLERS[name], steps=400), Streams(0, torch.arange(ROWS)), 0.4
     z = torch.tensor([0.5, -0.2, 1.0], dtype=torch.float64).expand(ROWS, -1)
     found = sampler(answering(data.denoise(path)), path, z, streams, Part(start=t))
     alpha, sigma = path.schedule.alpha_sigma(torch.tensor(t, dtype=torch.float64))
@@ -117,9 +117,8 @@ def test_a_network_is_asked_only_between_the_ends(name, path):
         return Denoised(z / 2)
 
     replace(DETERMINISTIC[name], steps=20)(denoise, path, torch.randn(2, 3), None, Part(0.7, 0.2))
-    assert asked[0] == 0.7
+    assert asked[0] == max(asked) == 0.7
     assert min(asked) >= 0.2
-    assert sorted(asked, reverse=True)[0] == 0.7
 
 
 def test_bits_go_part_of_the_way():
