@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,17 @@ def measure(config: DictConfig, data: DataModule) -> Measured:
 
 def _likelihood(config: DictConfig, module: LatentDiffusion, data: DataModule, split: str) -> tuple[Figures, Any]:
     check(config.likelihood)
-    return measure_likelihood(
-        instantiate(config.likelihood),
-        module.denoiser,
-        module.first_stage,
-        watched(data.loader(split, limit=config.n or MOST), "likelihood"),
-        seed=config.seed,
-        device=module.device,
-        self_conditioned=bool(module.objective.self_conditioning),
-    )
+    # Closed, so that a message about the first batch begins on a line of its own.
+    with closing(watched(data.loader(split, limit=config.n or MOST), "likelihood")) as batches:
+        return measure_likelihood(
+            instantiate(config.likelihood),
+            module.denoiser,
+            module.first_stage,
+            batches,
+            seed=config.seed,
+            device=module.device,
+            self_conditioned=bool(module.objective.self_conditioning),
+        )
 
 
 def _fit_judge(known: Iterable[Batch], num_classes: int, seed: int, device: torch.device) -> Judge:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ def reference_split(config: DictConfig, data: DataModule) -> str:
     return split
 
 
-def watched(batches: Loader, what: str) -> Iterator[Batch]:
+def watched(batches: Loader, what: str) -> Generator[Batch, None, None]:
     """These batches with a bar, which is there once the first is asked for."""
     yield from tqdm(batches, desc=what, unit="batch")
 

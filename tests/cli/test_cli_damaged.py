@@ -53,7 +53,7 @@ def edited(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no weights": (lambda m: m.pop("weights"), "manifest.json is damaged (weights missing)"),
     "no checksum": (lambda m: m.pop("sha256"), "sha256 missing"),
-    "unknown kind": (lambda m: m.update(kind="third_stage"), "kind=third_stage is none of first_stage"),
+    "unknown kind": (lambda m: m.update(kind="third_stage"), "third_stage"),
     "format of text": (lambda m: m.update(format="new"), "has format new"),
     "config of text": (lambda m: m.update(config="none"), "config.derived"),
     "no derived": (lambda m: m["config"].pop("derived"), "config.derived missing"),

@@ -111,7 +111,7 @@ def test_speckle_is_told_from_data(bits: bool, tmp_path: Path, ldm: Ldm, monkeyp
         of_class = [others.x[others.condition["class"] == label] for label in condition["class"].tolist()]
         return module.first_stage.encode(torch.stack([x[i % len(x)] for i, x in enumerate(of_class)]))
 
-    monkeypatch.setattr(LatentDiffusion, "draw", draw)
+    monkeypatch.setattr(LatentDiffusion, "sample_latents", draw)
     # Bits of so young a first stage have little structure to compare with.
     healthy = ("fine", "unknown") if bits else ("fine",)
     assert verdicts(tmp_path / "second", ldm)[1]["structure of the samples"]["state"] in healthy

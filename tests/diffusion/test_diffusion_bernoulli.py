@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ldm_lightning.diffusion.denoised import answering
+from ldm_lightning.diffusion.denoised import Denoised, Level, answering
 from ldm_lightning.diffusion.denoiser import Denoiser
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.likelihood import ProbabilityFlow, VariationalBound
@@ -238,9 +238,9 @@ def test_every_number_of_steps_makes_as_many_evaluations_at_falling_times():
     for steps in (*range(1, 61), *range(61, 1001, 47)):
         times: list[Tensor] = []
 
-        def count(z: Tensor, t: Tensor, times: list[Tensor] = times) -> Tensor:
-            times.append(t)
-            return HALF
+        def count(z: Tensor, level: Level, times: list[Tensor] = times) -> Denoised:
+            times.append(level.time)
+            return Denoised(HALF)
 
         sampler = BernoulliAncestral(steps)
         sampler(count, Still(), HALF, Still())

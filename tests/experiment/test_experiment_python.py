@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY_FIRST_STAGE, run_ldm
 from PIL import Image
 
 import ldm_lightning
@@ -22,6 +21,7 @@ from ldm_lightning.artifact import read_artifact
 from ldm_lightning.callbacks.picture_grid import to_uint8
 from ldm_lightning.diffusion.guidance import ClassifierFree
 from ldm_lightning.diffusion.sampler import Heun
+from tests.conftest import TINY_FIRST_STAGE, run_ldm
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_FIRST_STAGE, Result, refused, run_ldm
 
 from ldm_lightning import UserError, load
 from ldm_lightning.experiment.stages import STAGES, stage_of
+from tests.conftest import TINY_FIRST_STAGE, Result, refused, run_ldm
 
 YAML = """# @package _global_
 defaults:
