@@ -57,6 +57,7 @@ def test_two_parts_one_after_the_other_are_the_whole(name, path, data):
     half = sampler(denoise, path, z, Numbered(), Part(stop=0.4))
     torch.testing.assert_close(sampler(denoise, path, half, Numbered(6), Part(start=0.4)), whole, rtol=1e-9, atol=1e-9)
     assert not torch.allclose(half, whole)
+    assert torch.equal(sampler(denoise, path, z, Numbered(), part=Part(stop=0.4)), half)
 
 
 def test_two_parts_of_an_adaptive_solution_are_the_whole(path, data):

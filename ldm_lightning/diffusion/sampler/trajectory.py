@@ -73,11 +73,13 @@ def full_precision(call: _Call) -> _Call:
     """
 
     @functools.wraps(call)
-    def sample(sampler: Any, denoise: Denoise, path: Any, z: Tensor, streams: Streams, *part: Part) -> Tensor:
+    def sample(
+        sampler: Any, denoise: Denoise, path: Any, z: Tensor, streams: Streams, *part: Part, **named: Part
+    ) -> Tensor:
         wide = torch.promote_types(z.dtype, torch.float32)
         if wide == z.dtype:
-            return call(sampler, denoise, path, z, streams, *part)
-        return call(sampler, _narrow(denoise, z.dtype, wide), path, z.to(wide), streams, *part).to(z.dtype)
+            return call(sampler, denoise, path, z, streams, *part, **named)
+        return call(sampler, _narrow(denoise, z.dtype, wide), path, z.to(wide), streams, *part, **named).to(z.dtype)
 
     return cast(_Call, sample)
 
