@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm_lightning.callbacks.picture_grid import enlarged, grid, png, rows_of
 from ldm_lightning.errors import UserError
 from ldm_lightning.experiment import build
-from ldm_lightning.experiment.load import default_device, load_first_stage
+from ldm_lightning.experiment.load import load_first_stage
 from ldm_lightning.experiment.result import check_result, publish
 from ldm_lightning.experiment.run_folder import output_folder
 from ldm_lightning.experiment.schema import check_numbers
@@ -45,9 +45,8 @@ def main(config: DictConfig) -> None:
     if config.tile is None:
         reconstruct, batch_size = trained.module.reconstruct, 64
     else:
-        first_stage = build.frozen_first_stage(trained.artifact).to(default_device())
-        reconstruct, batch_size = partial(_in_tiles, first_stage, config.tile), 1
-    reconstructions = torch.cat([reconstruct(part.to(default_device())).cpu() for part in originals.split(batch_size)])
+        reconstruct, batch_size = partial(_in_tiles, trained.latents, config.tile), 1
+    reconstructions = torch.cat([reconstruct(part.to(trained.device)).cpu() for part in originals.split(batch_size)])
     metrics = reconstruction_metrics()
     metrics.update(reconstructions, originals)
     difference = (reconstructions - originals).abs() - 1

@@ -20,6 +20,7 @@ from ldm_lightning.experiment.sampling import (
     Asked,
     choose_sampler,
     conditions_in_turn,
+    describe,
     draw,
     encode_conditions,
 )
@@ -70,7 +71,7 @@ def _protocol(config: DictConfig, trained: TrainedLatentDiffusion, sampler: Samp
         "first_stage": str(trained.config.derived.get("first_stage"))[:12],
         **{key: asked[name][0] if name in asked else [] for key, name in CONDITIONS.items()},
         "seed": config.seed,
-        "sampler": f"{type(sampler).__name__}, {sampler.evaluations} evaluations",
+        "sampler": describe(sampler),
         "settings": node if config.steps is None else {**node, "steps": config.steps},
         "guidance": str(trained.module.guidance),
     }

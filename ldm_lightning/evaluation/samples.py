@@ -68,9 +68,10 @@ def measure_samples(
     accuracy = None if judge is None else ClassAccuracy(judge).to(device)
     real = 0
     for batch in reference:
-        comparison.update(batch.x.to(device), real=True)
+        own = batch.to(device)
+        comparison.update(own.x, real=True)
         if accuracy is not None:
-            accuracy.update(batch.x.to(device), batch.condition["class"].to(device))
+            accuracy.update(own.x, own.condition["class"])
         real += len(batch)
     accurate = None if accuracy is None else accuracy.compute()["accuracy"]
     asked: list[Mapping[str, Tensor]] = []
@@ -88,9 +89,10 @@ def measure_samples(
 
     batches, kept = torch.arange(n).split(batch_size), list[Tensor]()
     for numbers, samples in zip(batches, draw(batches, conditions), strict=True):
-        comparison.update(samples.to(device), real=False)
+        drawn = samples.to(device)
+        comparison.update(drawn, real=False)
         if accuracy is not None:
-            accuracy.update(samples.to(device), conditions(numbers)["class"].to(device))
+            accuracy.update(drawn, conditions(numbers)["class"].to(device))
         if (room := shown - sum(map(len, kept))) > 0:
             kept.append(samples[:room].clone())  # not a view, which would keep its whole batch
     # The floor's labels tell its own number, so the two meet by their place.

@@ -14,10 +14,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ldm_lightning.artifact import Artifact
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.errors import UserError
+from ldm_lightning.experiment.best import announce_stale
 from ldm_lightning.experiment.denoiser import denoiser, load_weights
 from ldm_lightning.experiment.fit import check_fit
 from ldm_lightning.experiment.guidance import guidance
-from ldm_lightning.experiment.saved import read_artifact
+from ldm_lightning.experiment.latent_data import show_pictures
+from ldm_lightning.experiment.run_folder import first_stage_of
+from ldm_lightning.experiment.saved import read_artifact, read_manifest
 from ldm_lightning.experiment.stages import stage_of
 from ldm_lightning.latent.autoencoder import Autoencoder
 from ldm_lightning.latent.bottleneck import Identity
@@ -32,6 +35,7 @@ __all__ = [
     "check_first_stage",
     "check_one_first_stage",
     "data_module",
+    "data_of_run",
     "derive",
     "first_stage",
     "frozen_first_stage",
@@ -39,6 +43,7 @@ __all__ = [
     "move_pictures",
     "resolve",
     "stands_alone",
+    "trained_first_stage",
     "trains",
 ]
 
@@ -58,6 +63,19 @@ def move_pictures(config: DictConfig, root: str | None) -> None:
     """Read the pictures of ``config.data`` from the folder ``root``, where they lie now, unless that is None."""
     if root is not None:
         config.data.root = config.data.source.root = str(Path(root).absolute())
+
+
+def data_of_run(config: DictConfig, root: str | None = None) -> DataModule:
+    """The pictures that a run was trained on, be it by way of cached latents.
+
+    Args:
+        config: of the run; left as it is.
+        root: where their files lie now, if they have moved.
+    """
+    config = config.copy()
+    show_pictures(config)
+    move_pictures(config, root)
+    return data_module(config)
 
 
 def derive(config: DictConfig, data: DataModule) -> None:
@@ -93,6 +111,19 @@ def check_one_first_stage(config: DictConfig) -> None:
             "first_stage=trained keeps the architecture of first_stage.run: leave first_stage.autoencoder... out, or "
             "train another by first_stage=kl_f4 or its kin"
         )
+
+
+def trained_first_stage(config: DictConfig, data: DataModule) -> dict[str, Any]:
+    """The manifest of ``config.first_stage.run``, once it is seen to suit the data.
+
+    Raises:
+        UserError: likewise as :func:`check_first_stage`, or there is none.
+    """
+    place = first_stage_of(config)
+    trained = read_manifest(place, "first_stage")
+    announce_stale(place)
+    check_first_stage(config.first_stage.run, trained, config, data)
+    return trained
 
 
 def stands_alone(config: DictConfig) -> bool:

@@ -25,7 +25,6 @@ from ldm_lightning import __version__
 from ldm_lightning.errors import UserError
 from ldm_lightning.evaluation.figures import Figures
 from ldm_lightning.experiment import build
-from ldm_lightning.experiment.latent_data import show_pictures
 from ldm_lightning.experiment.load import default_device
 from ldm_lightning.experiment.result import check_result, publish
 from ldm_lightning.experiment.run_folder import check_length, check_writable
@@ -78,9 +77,7 @@ def evaluate(config: DictConfig) -> Evaluation:
     check(config)
     manifest = read_manifest(config.run)
     trained = OmegaConf.create(manifest["config"])
-    show_pictures(trained)
-    build.move_pictures(trained, config.root)
-    data = build.data_module(trained)
+    data = build.data_of_run(trained, config.root)
     if data.fingerprint != trained.derived.data:
         raise UserError(
             f"the data set is not the one {config.run} was trained on (another fingerprint): its split may leak; "

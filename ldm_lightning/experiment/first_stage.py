@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_lightning.data.datamodule import DataModule
 from ldm_lightning.diagnosis import Trial
 from ldm_lightning.errors import UserError
 from ldm_lightning.evaluation.first_stage import measure_first_stage
 from ldm_lightning.experiment import build as parts
-from ldm_lightning.experiment.best import announce_stale
 from ldm_lightning.experiment.denoiser import fill, load_weights
 from ldm_lightning.experiment.load import default_device, load_first_stage, without_judges
 from ldm_lightning.experiment.measuring import MOST, Measured, made, reference_split, watched
 from ldm_lightning.experiment.run_folder import first_stage_of
-from ldm_lightning.experiment.saved import read_artifact, read_manifest
+from ldm_lightning.experiment.saved import read_artifact
 from ldm_lightning.experiment.trial import ITEMS, LEAST, affordable
 from ldm_lightning.nn.count import multiply_adds
 from ldm_lightning.training.first_stage import FirstStage
@@ -37,9 +36,7 @@ def derive(config: DictConfig, data: DataModule) -> dict[str, Any]:
     parts.check_one_first_stage(config)
     if "autoencoder" in config.first_stage:
         return {"latent_channels": instantiate(config.first_stage.autoencoder.bottleneck).latent_channels}
-    trained = read_manifest(first_stage_of(config), "first_stage")
-    announce_stale(first_stage_of(config))
-    parts.check_first_stage(config.first_stage.run, trained, config, data)
+    trained = parts.trained_first_stage(config, data)
     with open_dict(config):
         config.first_stage.autoencoder = trained["config"]["first_stage"]["autoencoder"]
     return {"latent_channels": trained["config"]["derived"]["latent_channels"], "first_stage": trained["sha256"]}
@@ -105,7 +102,7 @@ def operations(module: FirstStage, data: DataModule) -> Mapping[str, int]:
 def trial(run: str | Path, data: DataModule) -> Trial | str:
     """Errors of its reconstructions of validation items."""
     module = load(run).module
-    each = multiply_adds(_Way(module), torch.zeros(1, *data.shape, device=module.device))
+    each = multiply_adds(module.reconstruct, torch.zeros(1, *data.shape, device=module.device))
     n = affordable(module.device, each, ITEMS)
     if n < LEAST:
         return "coding a few pictures would take minutes here"
@@ -115,14 +112,3 @@ def trial(run: str | Path, data: DataModule) -> Trial | str:
         pairs = zip(module.reconstruct(shown).split(1), shown.split(1), strict=True)
         errors += [module.loss.distance(seen, picture).reshape(1).cpu() for seen, picture in pairs]
     return Trial(data.sizes["validation"], torch.cat(errors))
-
-
-class _Way(nn.Module):
-    """Of a picture through a first stage and back."""
-
-    def __init__(self, module: FirstStage) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module.reconstruct(x)

@@ -25,14 +25,12 @@ from ldm_lightning.evaluation.figures import Figures
 from ldm_lightning.evaluation.likelihood import measure_likelihood
 from ldm_lightning.evaluation.samples import measure_samples
 from ldm_lightning.experiment import build as parts
-from ldm_lightning.experiment.best import announce_stale
 from ldm_lightning.experiment.denoiser import denoiser, fill
 from ldm_lightning.experiment.latent_data import is_cached
 from ldm_lightning.experiment.load import load_latent_diffusion
 from ldm_lightning.experiment.measuring import MOST, Measured, made, reference_split, watched
 from ldm_lightning.experiment.run_folder import first_stage_of
-from ldm_lightning.experiment.sampling import choose_sampler, draw
-from ldm_lightning.experiment.saved import read_manifest
+from ldm_lightning.experiment.sampling import choose_sampler, describe, draw
 from ldm_lightning.experiment.schema import check
 from ldm_lightning.experiment.trial import DRAWS, ITEMS, LEAST, affordable
 from ldm_lightning.loss import total
@@ -58,9 +56,7 @@ def derive(config: DictConfig, data: DataModule) -> dict[str, Any]:
                 "then first_stage=trained first_stage.run=FOLDER here"
             )
         return {"latent_channels": autoencoder.latent_channels, "first_stage": "identity"}
-    trained = read_manifest(first_stage_of(config), "first_stage")
-    announce_stale(first_stage_of(config))
-    parts.check_first_stage(config.first_stage.run, trained, config, data)
+    trained = parts.trained_first_stage(config, data)
     return {"latent_channels": trained["config"]["derived"]["latent_channels"], "first_stage": trained["sha256"]}
 
 
@@ -108,7 +104,7 @@ def measure(config: DictConfig, data: DataModule) -> Measured:
         "reference": split,
         "n": n,
         "real": samples.real,
-        "sampler": f"{type(sampler).__name__}, {sampler.evaluations} evaluations",
+        "sampler": describe(sampler),
         "guidance": str(module.guidance),
         "seed": config.seed,
         "judge": f"trained on {known} other real pictures" if judge is not None else "none",
@@ -151,17 +147,15 @@ def details(config: DictConfig, weights: Mapping[str, Tensor], root: str | None,
 
 def operations(module: LatentDiffusion, data: DataModule) -> Mapping[str, int]:
     """Multiply-adds of one evaluation of the network."""
-    z, t = torch.zeros(1, *module.latent_shape), torch.full((1,), 0.5)
-    return {"an evaluation": multiply_adds(module.denoiser.network, z, t, data.conditions(1))}
+    z, t = torch.zeros(1, *module.latent_shape, device=module.device), torch.full((1,), 0.5, device=module.device)
+    condition = {name: value.to(module.device) for name, value in data.conditions(1).items()}
+    return {"an evaluation": multiply_adds(module.denoiser.network, z, t, condition)}
 
 
 def trial(run: str | Path, data: DataModule) -> Trial | str:
     """Its errors on validation items, and samples under their conditions."""
     module = load(run).module
-    device = module.device
-    z, t = torch.zeros(1, *module.latent_shape, device=device), torch.full((1,), 0.5, device=device)
-    condition = {name: value.to(device) for name, value in data.conditions(1).items()}
-    each = multiply_adds(module.denoiser.network, z, t, condition)
+    device, (each,) = module.device, operations(module, data).values()
     n = affordable(device, each, ITEMS)
     if n < LEAST:
         return "asking the denoiser a few times would take minutes here"

@@ -23,12 +23,12 @@ from ldm_lightning.experiment.best import announce_stale
 from ldm_lightning.experiment.compose import compose, conf_dir
 from ldm_lightning.experiment.denoiser import load_weights
 from ldm_lightning.experiment.guidance import guidance as build_guidance
-from ldm_lightning.experiment.latent_data import show_pictures
 from ldm_lightning.experiment.results import Reconstructions, Samples
 from ldm_lightning.experiment.sampling import (
     autocast,
     choose_sampler,
     conditions_in_turn,
+    describe,
     draw,
     encode_conditions,
 )
@@ -197,9 +197,7 @@ class TrainedLatentDiffusion:
             )
         latents, items = (torch.cat(part) for part in zip(*drawn, strict=True))
         words = {name: [values[number % len(values)] for number in range(n)] for name, (values, _) in asked.items()}
-        return Samples(
-            items, latents, numbers, words, seed, f"{type(chosen).__name__}, {chosen.evaluations} evaluations"
-        )
+        return Samples(items, latents, numbers, words, seed, describe(chosen))
 
     def _guidance(self, guidance: Guidance | str | None, scale: float | None) -> Guidance:
         """The run's, or another, of this strength."""
@@ -320,10 +318,7 @@ def _reconstruct(first_stage: FrozenFirstStage, x: Tensor) -> Reconstructions:
 
 
 def _data(config: DictConfig, root: str | Path | None) -> DataModule:
-    config = config.copy()
-    show_pictures(config)
-    build.move_pictures(config, None if root is None else str(root))
-    data = build.data_module(config)
+    data = build.data_of_run(config, None if root is None else str(root))
     data.setup()
     return data
 

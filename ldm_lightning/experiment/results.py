@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -40,7 +42,7 @@ class Samples:
 
     def grid(self, columns: int = 10) -> Image.Image:
         """All of them on one sheet."""
-        return Image.fromarray(enlarged(grid(self.items, columns)))
+        return Image.fromarray(self._sheet(columns))
 
     def save(self, folder: str | Path) -> Path:
         """Write a PNG file of each, by its number, and ``grid.png``; returns the folder.
@@ -51,12 +53,15 @@ class Samples:
         output = Output(Path(folder))
         pictures = zip(self.numbers.tolist(), to_uint8(self.items), strict=True)
         files = {f"{number:06d}.png": png(picture) for number, picture in pictures}
-        output.add(files | {"grid.png": png(enlarged(grid(self.items, 10)))})
+        output.add(files | {"grid.png": png(self._sheet())})
         return Path(folder)
 
     def _repr_png_(self) -> bytes:
         """How notebooks show them."""
-        return png(enlarged(grid(self.items, 10)))
+        return png(self._sheet())
+
+    def _sheet(self, columns: int = 10) -> NDArray[np.uint8]:
+        return enlarged(grid(self.items, columns))
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,12 @@ class Reconstructions:
 
     def grid(self, columns: int = 10) -> Image.Image:
         """Rows of originals, reconstructions and differences on one sheet."""
-        difference = (self.items - self.originals).abs() - 1
-        return Image.fromarray(enlarged(grid(rows_of((self.originals, self.items, difference), columns), columns)))
+        return Image.fromarray(self._sheet(columns))
 
     def _repr_png_(self) -> bytes:
         """How notebooks show them."""
+        return png(self._sheet())
+
+    def _sheet(self, columns: int = 10) -> NDArray[np.uint8]:
         difference = (self.items - self.originals).abs() - 1
-        return png(enlarged(grid(rows_of((self.originals, self.items, difference), 10), 10)))
+        return enlarged(grid(rows_of((self.originals, self.items, difference), columns), columns))

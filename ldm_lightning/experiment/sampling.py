@@ -22,7 +22,16 @@ from ldm_lightning.experiment.condition import class_number
 from ldm_lightning.experiment.fit import check_sampler
 from ldm_lightning.training.latent_diffusion import LatentDiffusion
 
-__all__ = ["CONDITIONS", "Asked", "autocast", "choose_sampler", "conditions_in_turn", "draw", "encode_conditions"]
+__all__ = [
+    "CONDITIONS",
+    "Asked",
+    "autocast",
+    "choose_sampler",
+    "conditions_in_turn",
+    "describe",
+    "draw",
+    "encode_conditions",
+]
 
 CONDITIONS = {"classes": "class", "captions": "caption"}
 """What people ask for, and what a model calls it."""
@@ -43,6 +52,11 @@ def choose_sampler(module: LatentDiffusion, sampler: Sampler | None = None, step
     if module.objective.self_conditioning:
         check_evaluated_once(chosen)
     return chosen if steps is None else replace(chosen, steps=steps)  # type: ignore[type-var]
+
+
+def describe(sampler: Sampler) -> str:
+    """Its name and its cost, as protocols tell them."""
+    return f"{type(sampler).__name__}, {sampler.evaluations} evaluations"
 
 
 def encode_conditions(config: DictConfig, classes: Any = None, captions: Any = None) -> Asked:

@@ -95,7 +95,7 @@ def train(config: DictConfig) -> float | None:
     stage = stage_of(config.stage)
     module = stage.build(config)  # a configuration that cannot be built leaves no folder behind
     interruption = Interruption()
-    below = folder / "first_stage" if stage_of(config.stage).stands_on_first_stage else None
+    below = folder / "first_stage" if stage.stands_on_first_stage else None
     export = Export(folder, plain, lambda: data.loader("train", limit=config.get("statistics_pictures")), below)
     trainer = _trainer(config, folder, interruption, export)
     unlike = unlike_best(folder, plain)  # of the configuration that claim replaces
@@ -111,6 +111,8 @@ def train(config: DictConfig) -> float | None:
         checkpoint = find_checkpoint(folder, config.resume, module.state_dict())
         if "run" in config.first_stage and is_first_process():
             copy_artifact(first_stage_of(config), folder / "first_stage")  # also in place of one it was begun with
+        if trainer.is_global_zero:
+            _announce(module, data, export, checkpoint)
         return _fit(trainer, module, data, interruption, export, checkpoint=checkpoint)
 
 
@@ -124,8 +126,6 @@ def _fit(
     checkpoint: Path | None,
 ) -> float | None:
     folder = export.run
-    operations = stage_of(str(export.config["stage"])).operations(module, data)
-    _announce(f"{type(module).__name__}: {size(module, operations)}", data, trainer, folder, checkpoint)
     for logger in trainer.loggers:
         if not isinstance(logger, CsvLogger):
             logger.log_hyperparams(dict(export.config))
@@ -187,13 +187,12 @@ def _trainer(config: DictConfig, folder: Path, interruption: Interruption, expor
     )
 
 
-def _announce(model: str, data: DataModule, trainer: pl.Trainer, folder: Path, checkpoint: Path | None) -> None:
-    if not trainer.is_global_zero:
-        return
+def _announce(module: pl.LightningModule, data: DataModule, export: Export, checkpoint: Path | None) -> None:
+    operations = stage_of(str(export.config["stage"])).operations(module, data)
     sizes = ", ".join(f"{count:,} {split}" for split, count in data.sizes.items())
-    log.info("%s", model)
+    log.info("%s: %s", type(module).__name__, size(module, operations))
     log.info("data: %s pictures", sizes)
-    log.info("run folder: %s", folder)
+    log.info("run folder: %s", export.run)
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint.name)
 

@@ -12,7 +12,6 @@ from ldm_lightning.artifact import MANIFEST
 from ldm_lightning.diagnosis import Trial
 from ldm_lightning.errors import UserError, first_line
 from ldm_lightning.experiment import build
-from ldm_lightning.experiment.latent_data import show_pictures
 from ldm_lightning.experiment.saved import read_manifest
 from ldm_lightning.experiment.stages import stage_of
 
@@ -31,8 +30,7 @@ def try_model(run: Path) -> Trial | str:
     try:
         manifest = read_manifest(run)
         config = OmegaConf.create(manifest["config"])
-        show_pictures(config)
-        data = build.data_module(config)
+        data = build.data_of_run(config)
         if not data.sizes["validation"]:
             return "no items were kept for validation"
         if data.fingerprint != config.derived.data:

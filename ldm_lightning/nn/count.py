@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def multiply_adds(module: nn.Module, *inputs: Any) -> int:
+def multiply_adds(module: Callable[..., Any], *inputs: Any) -> int:
     """Count the multiply-adds of ``module(*inputs)``: convolutions, linear maps and attention, forward only.
 
-    This is the figure that papers on diffusion models call (G)flops.
+    ``module`` may be a method of one. This is the figure that papers on diffusion models call (G)flops.
     """
     # Fake tensors have shapes but no numbers, so that nothing is computed.
     # The plain attention kernel is made of matrix products, which the counter knows on every device.
